@@ -1,0 +1,163 @@
+"""The click between two requests: signed text, and the ``Set-Cookie`` header around it.
+
+The format is frozen from 0.1 on: itsdangerous' ``URLSafeSerializer`` with HMAC derivation, SHA-256 and a salt
+that names its version. The only room that imports itsdangerous and ``webob.cookies``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from itsdangerous import BadData, Signer, URLSafeSerializer
+
+from .click import Click
+from .events import log
+
+with warnings.catch_warnings():
+    # WebOb 1.8 imports cgi, deprecated in 3.11 and 3.12; our users' `-W error` is not meant for that.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from webob.cookies import make_cookie
+
+#: The version inside the payload; a reader that meets another one sees no click.
+VERSION = 1
+
+#: Candidates of one name that are tried in a request; a browser sends one, rarely two (two domains, two paths).
+MOST_CANDIDATES = 8
+LONGEST_VALUE = 4096
+
+_is_signed_text = re.compile(r"[A-Za-z0-9._-]+", re.ASCII).fullmatch
+
+
+class _Signer(Signer):
+    """itsdangerous' signer, deriving each key once instead of once a call."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._derived: dict[str | bytes | None, bytes] = {}
+
+    def derive_key(self, secret_key: str | bytes | None = None) -> bytes:
+        if secret_key not in self._derived:
+            self._derived[secret_key] = super().derive_key(secret_key)
+        return self._derived[secret_key]
+
+
+class SignedText:
+    """Small JSON values as URL-safe texts that nobody without the key can write.
+
+    :param keys: oldest first; the last one signs, every one is accepted.
+    :param salt: the use of the text: a text signed for one use is refused for every other.
+    """
+
+    def __init__(self, keys: Sequence[str], salt: str) -> None:
+        serializer = URLSafeSerializer(list(keys), salt=salt, signer_kwargs={
+            "digest_method": hashlib.sha256, "key_derivation": "hmac",
+        })  # fmt: skip
+        self._serializer = serializer
+        self._signer = _Signer(list(keys), salt=salt, digest_method=hashlib.sha256, key_derivation="hmac")
+
+    def dumps(self, value: object) -> str:
+        """``value`` as signed text."""
+        return self._signer.sign(self._serializer.dump_payload(value)).decode("ascii")
+
+    def loads(self, text: str) -> Any:
+        """The value of a signed text.
+
+        :raises ValueError: the text was altered, cut short or signed with an unknown key.
+        """
+        if not _is_signed_text(text):
+            raise ValueError("not a signed text")
+        try:
+            return self._serializer.load_payload(self._signer.unsign(text))
+        except BadData as fault:
+            raise ValueError(str(fault)) from None
+
+
+class ClickCookie:
+    """Reads the click from a ``Cookie`` header and writes it as a ``Set-Cookie`` value.
+
+    :param keys: secret keys, oldest first.
+    :param window: how long a click counts; also the cookie's Max-Age.
+    """
+
+    SALT = "katalys_wsgi.click.v1"
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        window: timedelta,
+        name: str = "katalys_click",
+        domain: str | None = None,
+    ) -> None:
+        self._signed = SignedText(keys, self.SALT)
+        self._name = name
+        self._prefix = name + "="
+        self._window = window
+        # WebOb's max_age= would add an Expires by utcnow(), deprecated since Python 3.12.
+        self._attributes = {
+            secure: make_cookie(name, "x", path="/", domain=domain, secure=secure, httponly=True, samesite="Lax")
+            .removeprefix(f"{name}=x") + f"; Max-Age={int(window.total_seconds())}"
+            for secure in (False, True)
+        }  # fmt: skip
+
+    def read(self, header: str, now: datetime) -> Click | None:
+        """The newest valid click in a ``Cookie`` header; None when there is none that counts at ``now``."""
+        if self._prefix not in header:
+            return None
+        clicks = [click for click in map(self._load_or_none, self._candidates(header)) if click is not None]
+        current = [click for click in clicks if click.is_current(now, self._window)]
+        return max(current, key=lambda click: click.clicked_at, default=None)
+
+    def set_cookie(self, click: Click, *, secure: bool) -> str:
+        """The value of the ``Set-Cookie`` header that keeps ``click``."""
+        return self._prefix + self.dumps(click) + self._attributes[secure]
+
+    def dumps(self, click: Click) -> str:
+        """The cookie's value."""
+        return self._signed.dumps(click_payload(click))
+
+    def loads(self, value: str) -> Click:
+        """The click of a cookie's value, however old.
+
+        :raises ValueError: it was altered, or signed with an unknown key, or is of another version.
+        """
+        return click_from_payload(self._signed.loads(value))
+
+    def _load_or_none(self, value: str) -> Click | None:
+        try:
+            return self.loads(value)
+        except ValueError as fault:
+            log.debug("katalys_wsgi.cookie_unreadable reason=%s", type(fault).__name__)
+            return None
+
+    def _candidates(self, header: str) -> Iterator[str]:
+        # http.cookies gives up at another vendor's JSON and Werkzeug at a comma-joined header. Our alphabet
+        # has neither ';' nor ',', so looking for our own name finds every value whatever stands around it.
+        found = 0
+        for part in header.replace(",", ";").split(";"):
+            name, _, value = part.strip().partition("=")
+            if name == self._name and len(value) <= LONGEST_VALUE and found < MOST_CANDIDATES:
+                found += 1
+                yield value.strip('"')
+
+
+def click_payload(click: Click) -> list[object]:
+    """A click as a short JSON list: version, the three ids, seconds since 1970."""
+    return [VERSION, click.transaction_id, click.offer_id, click.aff_id, int(click.clicked_at.timestamp())]
+
+
+def click_from_payload(payload: Any) -> Click:
+    """The click of such a list.
+
+    :raises ValueError: the list is of another version or shape.
+    """
+    match payload:
+        case [version, transaction_id, offer_id, aff_id, int(seconds)] if version == VERSION:
+            return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc))
+        case _:
+            raise ValueError("a payload of another version")

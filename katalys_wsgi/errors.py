@@ -1,0 +1,54 @@
+"""The exception tree.
+
+::
+
+    KatalysError
+    ├── ConfigurationError (ValueError)      a setting is missing or makes no sense; raised at start-up only
+    ├── InvalidConversion  (ValueError)      an order cannot be reported as it stands; strict only
+    ├── InvalidToken       (ValueError)      a visit's token cannot be read; strict only
+    └── OutboxUnavailable  (RuntimeError)    the outbox cannot be written or read
+
+Each is also the standard exception it resembles, and carries its evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KatalysError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class ConfigurationError(KatalysError, ValueError):
+    """The settings cannot work; ``problems`` lists every fault, each with its next step."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class InvalidConversion(KatalysError, ValueError):
+    """The order cannot be reported as it stands; ``problems`` lists every fault.
+
+    The message names the order and the fields, never their values: those may be personal data.
+    """
+
+    def __init__(self, order_id: str, problems: Sequence[str]) -> None:
+        self.order_id = order_id
+        self.problems = tuple(problems)
+        super().__init__(f"Order {order_id!r} cannot be reported: " + "; ".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[InvalidConversion], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.order_id, self.problems)
+
+
+class InvalidToken(KatalysError, ValueError):
+    """A visit's token cannot be read: cut short, altered, or signed with a key that is no longer listed."""
+
+
+class OutboxUnavailable(KatalysError, RuntimeError):
+    """The outbox cannot be written or read; the message says why and what to do."""

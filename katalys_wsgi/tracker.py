@@ -1,0 +1,495 @@
+"""The tracker wires the rooms together; a visit is one request's view of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from html import escape
+from logging import ERROR, INFO, WARNING
+from traceback import extract_tb
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from .click import MARKER, Click
+from .conversion import Conversion, OrderUpdate
+from .cookie import ClickCookie, SignedText, click_from_payload, click_payload
+from .errors import ConfigurationError, InvalidConversion, InvalidToken, OutboxUnavailable
+from .events import Events, Hook
+from .outbox import Added, Outbox
+from .postback import Postback, Receipt, Verdict
+from .process import PerProcess
+from .settings import ENVIRONMENT, PYTHON, Settings
+from .visitor import client_ip, ignores_proxy, is_https, user_agent
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from .delivery import Drained, Relay
+
+#: Seconds that a checkout waits for Katalys, only when the outbox cannot be written.
+DIRECT_DEADLINE = 2.0
+
+TOKEN_VERSION = 1
+TOKEN_SALT = "katalys_wsgi.visit.v1"  # noqa: S105 - a salt is no secret; it keeps one use's texts from another's
+
+
+class Outcome(Enum):
+    """What became of a call of ``record()``."""
+
+    RECORDED = "recorded"  # in the outbox: it will be delivered
+    DUPLICATE = "duplicate"  # the order was recorded before
+    NO_CLICK = "no click"  # not an affiliate's sale
+    NO_CONSENT = "no consent"
+    INVALID = "invalid"  # kept as a dead letter, with its problems
+    DEFERRED = "deferred"  # will be recorded when the shop's transaction commits
+    SENT_DIRECTLY = "sent directly"  # the outbox could not be written, Katalys took it at once
+    LOST = "lost"  # neither the outbox nor Katalys could take it
+
+
+@dataclass(frozen=True)
+class Record:
+    """The answer of ``record()``.
+
+    :param key: identifies the message in the outbox, None when nothing was to be kept.
+    :param problems: what is wrong with the data, one text for each fault.
+    :param reason: why, in a few words, unless all went well.
+    """
+
+    outcome: Outcome
+    key: str | None = None
+    problems: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class _Arrival(NamedTuple):
+    """What a request says about a click."""
+
+    click: Click | None
+    is_new: bool
+    refused: bool = False  # there is a click, and no consent to use it
+
+
+class Visit:
+    """One request's view: who came, through which click, and the way to record what they bought.
+
+    :ivar click: the click that counts, None without one or without consent.
+    :ivar client_ip: the visitor's address, None when it cannot be told.
+    :ivar user_agent: the visitor's user agent, empty when there is none.
+    :ivar strict: raise on invalid data or an unusable outbox; the setting, unless an adapter turns it on.
+    :ivar defer: takes the function that writes to the outbox, to call it when the shop's transaction commits;
+        None writes at once.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        click: Click | None,
+        client_ip: str | None,
+        user_agent: str,
+        *,
+        refused: bool = False,
+    ) -> None:
+        self._tracker = tracker
+        self.click = click
+        self.client_ip = client_ip
+        self.user_agent = user_agent
+        self.refused = refused
+        self.strict: bool = tracker.settings.strict
+        self.defer: Callable[[Callable[[], Record]], None] | None = None
+
+    def record(self, conversion: Conversion, *, connection: Any = None) -> Record:
+        """Record a sale in the outbox, to be delivered to Katalys.
+
+        :param connection: a SQLAlchemy connection or session of the database that also holds the outbox; the
+            conversion is then kept if and only if its transaction commits.
+        :raises InvalidConversion: the data has faults; only if strict.
+        :raises OutboxUnavailable: the outbox cannot be written; only if strict.
+        """
+        return self._tracker._record(self, conversion, connection)
+
+    def token(self) -> str:
+        """This visit as a signed, URL-safe text, to be stored with the order and given to :meth:`Tracker.resume`.
+
+        It holds the click, the address and the user agent, readable to whoever sees it; it does not expire.
+        """
+        click = click_payload(self.click) if self.click else None
+        return self._tracker._tokens.dumps([TOKEN_VERSION, click, self.client_ip, self.user_agent, self.refused])
+
+
+class Tracker:
+    """Everything the package does for one shop, for use from any thread and any process.
+
+    :param settings: a :class:`Settings`; without it every setting is taken by keyword.
+    :param hooks: called with every :class:`~katalys_wsgi.events.Event`.
+    :param clock: seconds since 1970.
+    :raises ConfigurationError: a setting is missing, unknown or makes no sense.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        hooks: Iterable[Hook] = (),
+        clock: Callable[[], float] = time.time,
+        **options: Any,
+    ) -> None:
+        if settings is not None and options:
+            raise ConfigurationError(f"{PYTHON.of(next(iter(options)))} is given beside a Settings; put it there.")
+        self.settings = settings or Settings.from_mapping(options)
+        self.outbox = _outbox(self.settings.outbox, clock)
+        self._events = Events(hooks)
+        self._clock = clock
+        self._cookie = ClickCookie(
+            self.settings.secret_key,
+            window=self.settings.attribution_window,
+            name=self.settings.cookie_name,
+            domain=self.settings.cookie_domain,
+        )
+        self._tokens = SignedText(self.settings.secret_key, TOKEN_SALT)
+        self._arrival_key = f"katalys_wsgi.arrival.{self.settings.cookie_name}"
+        self._cookie_key = f"katalys_wsgi.cookie.{self.settings.cookie_name}"
+        self._reports_every_order = self.settings.conversion_type == "offline_conv"
+        self._email_key = self.settings.secret_key[0] if self.settings.hash_email else None
+        self._relay = PerProcess(self._make_relay)
+        self._thread = PerProcess(lambda: _RelayThread(self._relay))
+
+    @classmethod
+    def from_environ(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        hooks: Iterable[Hook] = (),
+        clock: Callable[[], float] = time.time,
+        **options: Any,
+    ) -> Tracker:
+        """A tracker with the settings of the environment, ``KATALYS_SITE_ID`` and so on; ``options`` go before them.
+
+        :raises ConfigurationError: a setting is missing, unknown or makes no sense.
+        """
+        values = ENVIRONMENT.select(os.environ if environ is None else environ)
+        return cls(Settings.from_mapping({**values, **options}, ENVIRONMENT), hooks=hooks, clock=clock)
+
+    def __repr__(self) -> str:
+        return f"Tracker({self.settings!r})"
+
+    # --- the click ---
+
+    def visit(self, request: Any) -> Visit:
+        """One request's view; never raises because of what a visitor sent.
+
+        :param request: a WSGI environ, or any object with ``.environ`` (Flask, WebOb, Pyramid, Bottle) or ``.META``.
+        """
+        environ = _environ(request)
+        arrival = self._arrival(environ)
+        proxies = self.settings.trusted_proxies
+        self._warn_of_proxy(environ)
+        return Visit(self, arrival.click, client_ip(environ, proxies), user_agent(environ), refused=arrival.refused)
+
+    def set_cookie_for(self, environ: WSGIEnvironment) -> str | None:
+        """The value of the ``Set-Cookie`` header that the answer to this request needs, None for almost every one."""
+        if self._cookie_key in environ:
+            return None  # wrapped twice
+        arrival = self._arrival(environ)
+        if not arrival.is_new or arrival.click is None:
+            return None
+        environ[self._cookie_key] = True
+        return self._cookie.set_cookie(arrival.click, secure=self._is_secure(environ))
+
+    def resume(self, token: str) -> Visit:
+        """The visit of which ``token`` was made, in another request, process or week: payment webhooks, returns.
+
+        A token that cannot be read gives a visit without a click, and a warning in the log.
+
+        :raises InvalidToken: the token cannot be read; only if strict.
+        """
+        try:
+            version, click, address, agent, refused = self._tokens.loads(token)
+            if version != TOKEN_VERSION:
+                raise ValueError("a token of another version")
+            return Visit(self, click_from_payload(click) if click else None, address, agent, refused=refused)
+        except (ValueError, TypeError) as fault:
+            if self.settings.strict:
+                raise InvalidToken(
+                    f"The visit's token cannot be read ({fault}); store it whole and keep its key."
+                ) from None
+            self._events.emit("token_unreadable", level=WARNING, reason=fault)
+            return Visit(self, None, None, "")
+
+    def _arrival(self, environ: WSGIEnvironment) -> _Arrival:
+        arrival = environ.get(self._arrival_key)
+        if arrival is None:
+            arrival = environ[self._arrival_key] = self._arrive(environ)
+        return arrival
+
+    def _arrive(self, environ: WSGIEnvironment) -> _Arrival:
+        now = datetime.fromtimestamp(self._clock(), timezone.utc)
+        stored = self._cookie.read(environ.get("HTTP_COOKIE", ""), now)
+        new = self._new_click(environ, stored, now)
+        if (stored or new or self._reports_every_order) and not self._has_consent(environ):
+            return _Arrival(None, is_new=False, refused=True)
+        if new is not None and new.replaces(stored, self.settings.attribution):
+            return _Arrival(new, is_new=True)
+        return _Arrival(stored, is_new=False)
+
+    def _new_click(self, environ: WSGIEnvironment, stored: Click | None, now: datetime) -> Click | None:
+        # Where a browser says what it loads, only a page counts: a hidden image or frame is cookie stuffing.
+        if environ.get("HTTP_SEC_FETCH_DEST", "document") != "document":
+            return None
+        sources = self.settings.sources
+        if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
+            click = Click.from_query(environ.get("QUERY_STRING", ""), now=now, sources=sources)
+            if click is not None:
+                return click
+        # A landing page out of a cache, or one before consent, is only seen as the Referer of the next page.
+        if stored is None and MARKER in environ.get("HTTP_REFERER", ""):
+            return Click.from_query(_own_referer_query(environ), now=now, sources=sources)
+        return None
+
+    def _has_consent(self, environ: WSGIEnvironment) -> bool:
+        if self.settings.consent is None:
+            return True
+        try:
+            return bool(self.settings.consent(environ))
+        except Exception as fault:  # noqa: BLE001 - the shop's function must not break the shop's page
+            self._events.emit("consent_failed", level=ERROR, reason=type(fault).__name__)
+            return False
+
+    def _is_secure(self, environ: WSGIEnvironment) -> bool:
+        if isinstance(self.settings.cookie_secure, bool):
+            return self.settings.cookie_secure
+        self._warn_of_proxy(environ)
+        return is_https(environ, self.settings.trusted_proxies)
+
+    def _warn_of_proxy(self, environ: WSGIEnvironment) -> None:
+        header = ignores_proxy(environ, self.settings.trusted_proxies)
+        if header is not None:
+            self._events.warn_once(
+                "proxy_ignored", header=header, advice="set trusted_proxies to the number of proxies"
+            )
+
+    # --- recording ---
+
+    def record_update(self, update: OrderUpdate, *, connection: Any = None) -> Record:
+        """Record a later change of an order: a status, or further fields.
+
+        Under ``force_convert`` the update of an order that was never recorded is not Katalys' business: NO_CLICK.
+
+        :raises InvalidConversion: the data has faults; only if strict.
+        :raises OutboxUnavailable: the outbox cannot be written; only if strict.
+        """
+        return self._guarded(lambda: self._record_update(update, connection), str(getattr(update, "order_id", None)))
+
+    def script_tag(self, nonce: str | None = None) -> Html:
+        """Katalys' JavaScript for every page of an ``offline_conv`` shop, as HTML that Jinja does not escape again.
+
+        :param nonce: of the page's Content-Security-Policy.
+        """
+        address = urlsplit(self.settings.endpoint)
+        source = f"{address.scheme}://{address.netloc}/js/{self.settings.site_id}.js"
+        attribute = f' nonce="{escape(nonce)}"' if nonce else ""
+        return Html(f'<script type="text/javascript" src="{escape(source)}" async{attribute}></script>')
+
+    def drain(self) -> Drained:
+        """Deliver what is due, in the calling thread (tests, cron).
+
+        :returns: how many rows were ``settled``, ``postponed`` and ``buried``.
+        :raises OutboxUnavailable: the outbox cannot be read or written.
+        """
+        return self._relay.get().drain()
+
+    def close(self) -> None:
+        """Stop the delivery thread after the rows in hand, and close connections; the next record starts anew."""
+        thread = self._thread.peek()
+        if thread is not None:
+            thread.stop(self.settings.deadline.total_seconds())
+        self.outbox.close()
+
+    def _record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
+        def record() -> Record:
+            return self._record_conversion(visit, conversion, connection)
+
+        return self._guarded(record, str(getattr(conversion, "order_id", None)), strict=visit.strict)
+
+    def _guarded(self, record: Callable[[], Record], order_id: str, *, strict: bool | None = None) -> Record:
+        """Nothing that goes wrong in here may break a checkout, unless the developer wants to see it."""
+        try:
+            return record()
+        except Exception as fault:
+            if self.settings.strict if strict is None else strict:
+                raise
+            # The fault's own text may repeat the buyer's data; its place does not.
+            place = extract_tb(fault.__traceback__)[-1]
+            return self._lost(order_id, f"{type(fault).__name__} at {place.name}:{place.lineno}")
+        finally:
+            self._start_relay()
+
+    def _record_conversion(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
+        problems = conversion.problems()
+        if problems and visit.strict:
+            raise InvalidConversion(str(conversion.order_id), problems)
+        if visit.refused:
+            return Record(Outcome.NO_CONSENT, reason="the visitor did not consent")
+        if visit.click is None and not self._reports_every_order:
+            return Record(Outcome.NO_CLICK, reason="the visitor did not come through a Katalys link")
+        if visit.client_ip is None:
+            self._events.warn_once("client_ip_unknown", advice="is trusted_proxies the number of your proxies?")
+        postback = Postback.from_conversion(
+            conversion,
+            site_id=self.settings.site_id,
+            conversion_type=self.settings.conversion_type,
+            click=visit.click,
+            client_ip=visit.client_ip,
+            user_agent=visit.user_agent,
+            email_key=self._email_key,
+        )
+        if visit.defer is None:
+            return self._keep(postback, problems, connection, strict=visit.strict)
+        order_id = postback.order_id
+        visit.defer(lambda: self._guarded(lambda: self._keep(postback, problems, connection, strict=False), order_id))
+        return Record(Outcome.DEFERRED, postback.key, tuple(problems), "waits for the commit")
+
+    def _record_update(self, update: OrderUpdate, connection: Any) -> Record:
+        problems = update.problems()
+        if problems and self.settings.strict:
+            raise InvalidConversion(str(update.order_id), problems)
+        postback = Postback.from_update(update, site_id=self.settings.site_id, email_key=self._email_key)
+        if not self._reports_every_order and not self.outbox.history(postback.order_id, connection=connection):
+            return Record(Outcome.NO_CLICK, reason="no conversion of this order was recorded")
+        return self._keep(postback, problems, connection, strict=self.settings.strict)
+
+    def _keep(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
+        try:
+            added = self.outbox.add(postback, problems=problems, connection=connection)
+        except OutboxUnavailable as fault:
+            if strict:
+                raise
+            return self._send_directly(postback, problems, str(fault))
+        outcome, reason = _INVALID if problems else _ADDED[added]
+        self._events.emit(
+            f"{postback.kind}_{outcome.name.lower()}",
+            level=INFO if outcome in (Outcome.RECORDED, Outcome.DUPLICATE) else ERROR,
+            order_id=postback.order_id,
+            reason=reason,
+        )
+        return Record(outcome, postback.key, tuple(problems), reason)
+
+    def _send_directly(self, postback: Postback, problems: Sequence[str], why: str) -> Record:
+        """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline."""
+        if problems:
+            return self._lost(postback.order_id, why, postback.key, problems)
+        from .delivery import Sender  # loads requests, which the pages otherwise do without
+
+        receipt: Receipt = Sender(self.settings).send(postback.payload, deadline=DIRECT_DEADLINE)
+        if receipt.verdict is not Verdict.DELIVERED:
+            return self._lost(postback.order_id, f"{why} Sending it directly failed too: {receipt.error}", postback.key)
+        self._events.emit("conversion_sent_directly", level=ERROR, order_id=postback.order_id, reason=why)
+        return Record(Outcome.SENT_DIRECTLY, postback.key, reason=why)
+
+    def _lost(self, order_id: str, why: str, key: str | None = None, problems: Sequence[str] = ()) -> Record:
+        self._events.emit("conversion_lost", level=ERROR, order_id=order_id, reason=why)
+        return Record(Outcome.LOST, key, tuple(problems), why)
+
+    # --- delivery ---
+
+    def _make_relay(self) -> Relay:
+        from .delivery import Relay  # loads requests, which the pages do without
+
+        return Relay(self.outbox, self.settings, events=self._events, clock=self._clock)
+
+    def _start_relay(self) -> None:
+        """At any checkout, an affiliate's or not: what a killed process left behind is delivered then."""
+        if self.settings.delivery == "thread":
+            try:
+                self._thread.get().wake()
+            except RuntimeError as fault:  # no more threads, or the interpreter is leaving: the row stays for the next
+                self._events.emit("relay_not_started", level=WARNING, reason=fault)
+
+
+class _RelayThread:
+    """The relay of one process, in a daemon thread that starts when there may be something to do."""
+
+    def __init__(self, relay: PerProcess[Relay]) -> None:
+        self._relay = relay
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+
+    def wake(self) -> None:
+        """Start the thread unless it runs, and have it look into the outbox now."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._stop.clear()
+                self._thread = threading.Thread(target=self._run, name="katalys-relay", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def stop(self, patience: float) -> None:
+        """Have the thread finish the rows in hand, and wait for that up to ``patience`` seconds."""
+        with self._lock:
+            self._stop.set()
+            self._wake.set()
+            if self._thread is not None:
+                self._thread.join(patience)
+
+    def _run(self) -> None:
+        self._relay.get().run(self._stop, self._wake)
+
+
+class Html(str):
+    """Text that is HTML already; template engines that know ``__html__`` do not escape it."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return str(self)
+
+
+_ADDED = {
+    Added.NEW: (Outcome.RECORDED, ""),
+    Added.REPLACED: (Outcome.RECORDED, "in place of a dead letter"),
+    Added.SAME: (Outcome.DUPLICATE, "recorded before"),
+    Added.DIFFERENT: (Outcome.DUPLICATE, "recorded before with other fields; those stand"),
+}
+_INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
+
+
+def _environ(request: Any) -> WSGIEnvironment:
+    if isinstance(request, dict):
+        return request
+    environ = getattr(request, "environ", None) or getattr(request, "META", None)
+    if environ is None:
+        raise TypeError(
+            f"{type(request).__name__} is no request; give the WSGI environ, or an object with .environ or .META"
+        )
+    return environ  # type: ignore[no-any-return] # whatever the framework keeps there
+
+
+def _own_referer_query(environ: WSGIEnvironment) -> str:
+    """The query of the Referer if it is a page of the very host that is asked, else an empty text."""
+    try:
+        referer = urlsplit(environ["HTTP_REFERER"])
+        own = urlsplit("//" + environ.get("HTTP_HOST", ""))
+        return referer.query if referer.hostname and referer.hostname == own.hostname else ""
+    except ValueError:
+        return ""
+
+
+def _outbox(setting: Any, clock: Callable[[], float]) -> Outbox:
+    if not isinstance(setting, str):
+        return setting  # type: ignore[no-any-return] # an Outbox, says the setting
+    scheme, _, path = setting.partition(":///")
+    if scheme != "sqlite":
+        raise ConfigurationError(
+            f"outbox is a {scheme.partition(':')[0]} address; this version knows sqlite:///<file> only."
+        )
+    from .outbox.sqlite import (
+        SQLiteOutbox,
+    )  # loads sqlite3, which a shop with an outbox of its own does without
+
+    return SQLiteOutbox(path, clock=clock)
