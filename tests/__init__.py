@@ -1,0 +1,1 @@
+"""The promises of katalys_wsgi, one file per room."""
