@@ -105,9 +105,14 @@ def scrubbed(text: str, payload: str) -> str:
 
 # --- one attempt ---------------------------------------------------------------------------------------------
 
+
 # A read timeout starts anew with every byte, so a dripping server can hold a connection for hours. The deadline
 # of an attempt is enforced where bytes are received; each attempt runs in one thread from start to end.
-_attempt = threading.local()
+class _Attempt(threading.local):
+    deadline: float  # of time.monotonic(); only there while this thread makes an attempt
+
+
+_attempt = _Attempt()
 
 _ONE_TRY = Retry(total=False, redirect=False)  # the outbox is the one retry loop
 
@@ -125,8 +130,7 @@ def _remaining() -> float:
 
     :raises TimeoutError: it has passed.
     """
-    deadline: float = _attempt.deadline
-    remaining = deadline - time.monotonic()
+    remaining = _attempt.deadline - time.monotonic()
     if remaining <= 0:
         raise TimeoutError("the deadline of the attempt has passed")
     return remaining

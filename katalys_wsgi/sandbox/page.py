@@ -1,0 +1,48 @@
+"""The sandbox's listing: what was received, newest first, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Katalys sandbox</title>
+<style>
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em }
+table { border-collapse: collapse }
+th, td { border-bottom: 1px solid #ccc; padding: .4em .8em; text-align: left; vertical-align: top }
+</style>
+<h1>Katalys sandbox</h1>
+"""
+
+
+def listing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a page of ``rows``, each a ``Received.row()``, oldest first; every value is escaped."""
+    if not rows:
+        return _HEAD + "<p>Nothing received yet.</p>\n"
+    head = _line("th", ("Received", "Order", "Type", "Method", "Answered", "Verdict", "Fields"))
+    return _HEAD + "<table>\n" + head + "".join(_row(row) for row in reversed(rows)) + "</table>\n"
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    fields: Mapping[str, str] = row["fields"]
+    return _line(
+        "td",
+        (
+            row["received_at"],
+            fields.get("order_id", ""),
+            fields.get("type", ""),
+            row["method"],
+            row["status"] or "no answer",
+            row["verdict"] + (" (duplicate)" if row["duplicate"] else ""),
+            "\n".join(f"{key}: {value}" for key, value in fields.items()),
+        ),
+    )
+
+
+def _line(tag: str, values: Iterable[object]) -> str:
+    cells = (escape(str(value)).replace("\n", "<br>") for value in values)
+    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>\n"
