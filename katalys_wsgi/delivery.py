@@ -76,7 +76,7 @@ def back_off(attempts: int, chance: float) -> float:
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ compares the kinds of jitter.
     """
-    return chance * min(BACK_OFF_CAP, BACK_OFF_BASE * 2 ** min(attempts - 1, 30))
+    return chance * min(BACK_OFF_CAP, BACK_OFF_BASE * 2.0 ** min(attempts - 1, 30))
 
 
 def retry_after(header: str | None, now: datetime) -> float | None:

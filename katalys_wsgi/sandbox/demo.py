@@ -1,0 +1,192 @@
+"""``katalys-wsgi demo``: a small shop, a scripted shopper, and the sandbox in the part of Katalys."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from html import escape
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from webob import Request, Response
+
+from .. import ClickMiddleware, Conversion, Event, LineItem, Tracker
+from .server import Sandbox
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+LINK = "/page1?utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"
+SITE_ID = "KA-0DEMO00"
+USER_AGENT = "Mozilla/5.0 (katalys-wsgi demo)"
+
+#: What must arrive of the scripted shopper's order: the specification's twelve keys, and the line item's three.
+EXPECTED = {
+    "type": "force_convert",
+    "site_id": SITE_ID,
+    "order_id": "1001",
+    "email_address": "ann@example.com",
+    "sale_amount": "59.90",
+    "subtotal_amount": "50.00",
+    "client_ip": "127.0.0.1",
+    "user_agent": USER_AGENT,
+    "discount_1_code": "SPRING",
+    "transaction_id": "1234abcd",
+    "offer_id": "1234",
+    "aff_id": "5678",
+    "line_item_1_sku": "KETTLE-1",
+    "line_item_1_price": "50.00",
+    "line_item_1_qty": "1",
+}
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 17px/1.5 system-ui, sans-serif; max-width: 34em; margin: 3em auto; padding: 0 1em }}
+button {{ font: inherit; padding: .4em 1.2em }}
+</style>
+<h1>{title}</h1>
+{body}
+"""
+_BUY = """<p>A kettle, 59.90 with tax and shipping.</p>
+<form method="post" action="/checkout"><button>Buy it with coupon SPRING</button></form>
+<p><a href="{link}">Arrive through an affiliate's link</a></p>
+"""
+
+
+class Shop:
+    """A WSGI shop that sells kettles; ``conversions`` of an affiliate's shoppers go to Katalys."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._orders = iter(range(1001, 10_000_000))
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        request = Request(environ)
+        page = self._checkout(request) if request.method == "POST" else self._product()
+        return page(environ, start_response)
+
+    def _product(self) -> Response:
+        return Response(_PAGE.format(title="The kettle shop", body=_BUY.format(link=escape(LINK))))
+
+    def _checkout(self, request: Request) -> Response:
+        with self._lock:
+            order_id = str(next(self._orders))
+        record = self._tracker.visit(request).record(
+            Conversion(
+                order_id=order_id,
+                email_address="ann@example.com",
+                sale_amount=Decimal("59.90"),
+                subtotal_amount=Decimal("50.00"),
+                discounts=["SPRING"],
+                line_items=[LineItem("KETTLE-1", Decimal("50.00"))],
+            )
+        )
+        body = f"<p>Order {order_id}. For Katalys: {record.outcome.value}. {escape(record.reason)}</p>"
+        return Response(_PAGE.format(title="Thank you", body=body + _BUY.format(link=escape(LINK))))
+
+
+def run(*, once: bool = False, out: Callable[[str], None] = print) -> int:
+    """Play the shopper and tell each step; then, unless ``once``, serve the shop and the sandbox until Ctrl-C.
+
+    :returns: 0 if Katalys received exactly what the shop recorded, else 1.
+    """
+    delivered = threading.Event()
+
+    def listen(event: Event) -> None:
+        if event.name.startswith("postback_"):
+            delivered.set()
+
+    with tempfile.TemporaryDirectory(prefix="katalys-demo-") as folder, Sandbox() as sandbox:
+        tracker = Tracker(
+            site_id=SITE_ID,
+            secret_key=secrets.token_urlsafe(48),
+            endpoint=sandbox.endpoint,
+            outbox=f"sqlite:///{folder}/outbox.db",
+            hooks=[listen],
+        )
+        with _serving(ClickMiddleware(Shop(tracker), tracker)) as shop:
+            try:
+                _play_the_shopper(shop, out)
+                delivered.wait(10)
+                intact = _show_received(sandbox, out)
+                if not once:
+                    _stay(shop, sandbox, out)
+            finally:
+                tracker.close()
+    return 0 if intact else 1
+
+
+def _play_the_shopper(shop: str, out: Callable[[str], None]) -> None:
+    out(f"1. A shopper follows an affiliate's link to the shop:\n     GET {LINK}")
+    set_cookie = _ask(shop, "GET", LINK)
+    out(f"   The shop answers as always; the middleware adds one header:\n     Set-Cookie: {set_cookie}")
+    cookie = (set_cookie or "").partition(";")[0]
+    again = _ask(shop, "GET", "/kettle", cookie)
+    out(f"2. The shopper looks around:\n     GET /kettle\n   Further pages set {'a' if again else 'no'} cookie.")
+    _ask(shop, "POST", "/checkout", cookie)
+    out("3. The shopper buys:\n     POST /checkout")
+    out("   The shop records the conversion in its outbox; a thread delivers it.")
+
+
+def _show_received(sandbox: Sandbox, out: Callable[[str], None]) -> bool:
+    received = sandbox.collector.accepted
+    if not received:
+        out("\nKatalys (the sandbox) received nothing. This is a fault; please report it.")
+        return False
+    message = received[0]
+    how = f"by {message.method} {message.content_type}"
+    out(f"\nKatalys (the sandbox) received {how}, and answered {message.status}:\n")
+    for key, value in message.fields.items():
+        out(f"  {key:<18}{value}")
+    intact = len(received) == 1 and list(message.fields.items()) == list(EXPECTED.items())
+    out(f"\nVerdict: {message.verdict}. " + ("Arrived intact." if intact else f"Expected {json.dumps(EXPECTED)}."))
+    return intact
+
+
+def _stay(shop: str, sandbox: Sandbox, out: Callable[[str], None]) -> None:
+    out(f"\nNow you. The shop:             {shop}{LINK}\n         What Katalys received: {sandbox.url}")
+    out("Ctrl-C ends both.")
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        out("")
+
+
+def _ask(shop: str, method: str, path: str, cookie: str | None = None) -> str | None:
+    """One request of the shopper's browser; returns the Set-Cookie header of the answer."""
+    connection = HTTPConnection(urlsplit(shop).netloc, timeout=10)
+    try:
+        connection.request(method, path, headers={"User-Agent": USER_AGENT, **({"Cookie": cookie} if cookie else {})})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.getheader("Set-Cookie")
+    finally:
+        connection.close()
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def _serving(app: ClickMiddleware) -> Iterator[str]:
+    """Serve ``app`` on a free loopback port; the value is its address."""
+    with make_server("127.0.0.1", 0, app, handler_class=_Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
