@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import Sequence
-from datetime import datetime, timezone
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
+from . import upkeep
 from .cookie import ClickCookie
-from .errors import KatalysError
+from .delivery import Drained
+from .errors import InvalidConversion, KatalysError, OutboxUnavailable
+from .events import Event
+from .outbox import DEAD, DELIVERED, PENDING, Entry, Outbox
 from .sandbox import Collector, Sandbox, demo
 from .settings import ENVIRONMENT, LONGEST_WINDOW, Settings
+from .tracker import Tracker
 
 OK = 0
 FAILED = 1
@@ -21,7 +31,7 @@ WRONG_USE = 2
 
 _EPILOG = """\
 exit codes: 0 all went well; 1 it did not, as the text says; 2 wrong use or wrong settings.
-Settings are read from the environment: KATALYS_SITE_ID, KATALYS_SECRET_KEY and so on.
+Settings are read from the environment (KATALYS_SITE_ID, KATALYS_SECRET_KEY and so on) or given as options.
 """
 
 
@@ -30,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
+    except OutboxUnavailable as fault:
+        print(fault, file=sys.stderr)
+        return FAILED
     except KatalysError as fault:
         print(fault, file=sys.stderr)
         return WRONG_USE
@@ -45,23 +58,221 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    settings = _settings_options()
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON")
 
-    command = commands.add_parser("demo", help="play one shopper from link to conversion, then stay for you to click")
-    command.add_argument(
-        "--once", action="store_true", help="end by itself; exit 0 only if the conversion arrived intact"
-    )
-    command.set_defaults(run=_demo)
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *parents: argparse.ArgumentParser) -> Any:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=_EPILOG,
+            parents=parents,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
 
-    command = commands.add_parser("sandbox", help="play Katalys on a loopback port, until Ctrl-C")
+    command = add("demo", _demo, "play one shopper from link to conversion, then stay for you to click")
+    command.add_argument("--once", action="store_true", help="end by itself; 0 only if the conversion arrived intact")
+
+    command = add("sandbox", _sandbox, "play Katalys on a loopback port, until Ctrl-C")
     command.add_argument("--port", type=int, default=8640, help="the port to listen at (default: %(default)s; 0: any)")
     command.add_argument("--site-id", help="refuse messages for any other site")
-    command.set_defaults(run=_sandbox)
 
-    command = commands.add_parser("decode", help="show the click in a cookie's value", epilog=_EPILOG)
+    command = add(
+        "deliver", _deliver, "deliver what is in the outbox; TERM finishes the rows in hand", as_json, settings
+    )
+    command.add_argument("--once", action="store_true", help="end when nothing is due; 1 if a row failed")
+
+    command = add("status", _status, "tell how delivery stands; 1 if somebody should look at it", as_json, settings)
+    command.add_argument("--max-age", type=float, default=3600, help="seconds a row may be pending (default: 3600)")
+
+    command = add("list", _list, "list entries, the newest first", as_json, settings)
+    command.add_argument("--state", choices=(PENDING, DELIVERED, DEAD), help="only these")
+    command.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
+
+    command = add("why", _why, "tell the whole story of an order", as_json, settings)
+    command.add_argument("order", metavar="ORDER", help="the shop's order id")
+
+    command = add("retry", _retry, "have dead letters tried again", settings)
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("order", metavar="ORDER", nargs="?", help="the shop's order id")
+    which.add_argument("--all-dead", action="store_true", help="every dead letter")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="correct a field of Katalys' names"
+    )
+
+    command = add(
+        "forget", _forget, "take a buyer's data out of the outbox; what is pending is not delivered", settings
+    )
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("order", metavar="ORDER", nargs="?", help="the shop's order id")
+    which.add_argument("--email", metavar="ADDRESS", help="every order of this address")
+
+    command = add("prune", _prune, "delete what was finished long ago", settings)
+    command.add_argument("--older-than", type=float, metavar="DAYS", help="in place of the setting retention")
+
+    command = add("decode", _decode, "show the click in a cookie's value", as_json)
     command.add_argument("cookie", metavar="COOKIE", help="the value, or name=value as in a Cookie header")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=_decode)
     return parser
+
+
+def _settings_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("settings")
+    for setting in fields(Settings):
+        if setting.name not in ("secret_key", "consent"):  # every user of the machine can read a command line
+            option = "--" + setting.name.replace("_", "-")
+            name = ENVIRONMENT.of(setting.name)
+            group.add_argument(option, dest=f"setting.{setting.name}", metavar="VALUE", help=f"in place of {name}")
+    return parser
+
+
+def _tracker(arguments: argparse.Namespace, hooks: Iterable[Callable[[Event], None]] = ()) -> Tracker:
+    given = vars(arguments).items()
+    options = {
+        name.partition(".")[2]: value for name, value in given if name.startswith("setting.") and value is not None
+    }
+    return Tracker.from_environ(hooks=hooks, **options)
+
+
+# --- delivery ---
+
+
+def _deliver(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    stop, wake = threading.Event(), threading.Event()
+
+    def leave(*_: object) -> None:
+        stop.set()
+        wake.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    tracker = _tracker(arguments, [_Progress()] if sys.stderr.isatty() else [])
+    try:
+        if arguments.once:
+            return _report_drained(tracker.drain(stop), as_json=arguments.json)
+        tracker.deliver(stop, wake)
+    finally:
+        tracker.close()
+    return OK
+
+
+def _report_drained(drained: Drained, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(asdict(drained)))
+    else:
+        print(f"{drained.settled} delivered, {drained.postponed} postponed, {drained.buried} dead")
+    return FAILED if drained.postponed or drained.buried else OK
+
+
+class _Progress:
+    """Counts on one line of the terminal while a backlog drains."""
+
+    def __init__(self) -> None:
+        self._delivered = 0
+
+    def __call__(self, event: Event) -> None:
+        if event.name == "postback_delivered":
+            self._delivered += 1
+            print(f"\r{self._delivered} delivered ", end="", file=sys.stderr, flush=True)
+
+
+# --- questions ---
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    now = time.time()
+    status = upkeep.status(_tracker(arguments).outbox)
+    statistics = status.statistics
+    age = now - statistics.oldest_pending if statistics.oldest_pending else 0.0
+    if arguments.json:
+        print(json.dumps({**asdict(statistics), "oldest_pending_age": age, "pause": status.pause}))
+    else:
+        print(f"pending    {statistics.pending} ({statistics.due} due), the oldest for {timedelta(seconds=int(age))}")
+        print(f"dead       {statistics.dead}" + ("; see: katalys-wsgi list --state dead" if statistics.dead else ""))
+        print(f"delivered  {statistics.delivered}, the last {_time(statistics.last_delivered)}")
+        print(f"pause      {status.pause or 'no'}")
+    return OK if status.is_healthy and age <= arguments.max_age else FAILED
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    entries = _tracker(arguments).outbox.entries(arguments.state, limit=arguments.limit)
+    if arguments.json:
+        print(json.dumps([upkeep.as_row(entry) for entry in entries], indent=2))
+    else:
+        for entry in entries:
+            reason = f"  {entry.last_error}" if entry.last_error else ""
+            print(f"{_time(entry.created_at)}  {entry.state:<9}  {entry.kind:<10}  {entry.order_id}{reason}")
+    return OK
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    entries = _tracker(arguments).outbox.history(arguments.order)
+    if arguments.json:
+        print(json.dumps([upkeep.as_row(entry) for entry in entries], indent=2))
+    elif entries:
+        print("\n".join(upkeep.story(entries, time.time())))
+    else:
+        print(
+            f"Nothing is known of order {arguments.order}: it had no click, or was finished longer ago than retention."
+        )
+    return OK if entries else FAILED
+
+
+# --- deeds ---
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    changes = dict(pair.split("=", 1) for pair in arguments.set if "=" in pair)
+    if len(changes) != len(arguments.set) or (changes and arguments.all_dead):
+        print("--set takes FIELD=VALUE, each field once, and one ORDER", file=sys.stderr)
+        return WRONG_USE
+    outbox = _tracker(arguments).outbox
+    entries = _every_dead(outbox) if arguments.all_dead else outbox.history(arguments.order)
+    dead = [entry for entry in entries if entry.state == DEAD]
+    revived = [entry for entry in dead if _revive(outbox, entry, changes)]
+    print(f"{len(revived)} of {len(dead)} dead letters will be tried again")
+    return OK if revived and len(revived) == len(dead) else FAILED
+
+
+def _every_dead(outbox: Outbox) -> list[Entry]:
+    return outbox.entries(DEAD, limit=outbox.statistics().dead)[::-1]
+
+
+def _revive(outbox: Outbox, entry: Entry, changes: dict[str, str]) -> bool:
+    try:
+        return upkeep.revive(outbox, entry, changes)
+    except InvalidConversion as fault:
+        print(f"{fault}. Correct it with --set FIELD=VALUE.", file=sys.stderr)
+        return False
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    tracker = _tracker(arguments)
+    key = tracker.settings.secret_key[0]
+    count = upkeep.forget(tracker.outbox, order_id=arguments.order, email_address=arguments.email, email_key=key)
+    print(f"{count} entries were emptied")
+    return OK
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    tracker = _tracker(arguments)
+    age = tracker.settings.retention if arguments.older_than is None else timedelta(days=arguments.older_than)
+    print(f"{tracker.outbox.prune(time.time() - age.total_seconds())} entries were deleted")
+    return OK
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+# --- trying it out ---
 
 
 def _demo(arguments: argparse.Namespace) -> int:

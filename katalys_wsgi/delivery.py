@@ -53,6 +53,9 @@ FAILURES_BEFORE_PROBING = 5
 #: Seconds between two looks into an outbox that had nothing due; record() of the same process wakes the relay at once.
 POLL = 2.0
 
+#: Seconds between two prunings of one relay.
+PRUNE_EVERY = 3600.0
+
 #: Rows claimed at a time for each concurrent send.
 ROWS_PER_WORKER = 32
 
@@ -324,6 +327,8 @@ class Relay:
         self._chance = chance
         self._endpoint = _Endpoint(clock, chance)
         self._unwritten: list[Change] = []
+        self._retention = settings.retention.total_seconds()
+        self._pruned_at = 0.0
         self._one_at_a_time = threading.Lock()
 
     def run(self, stop: threading.Event, wake: threading.Event) -> None:
@@ -355,6 +360,7 @@ class Relay:
                         crew.halt()
                     crew.take_on(self._claim(crew))
                     if not crew.in_hand:
+                        self._prune()
                         return Drained(done["delivered"], done["pending"], done["dead"])
                     self._write(self._decided(crew), done)
             except OutboxUnavailable:
@@ -362,6 +368,15 @@ class Relay:
                 while crew.in_hand:
                     self._unwritten += self._decided(crew)
                 raise
+
+    def _prune(self) -> None:
+        """Now and then, delete what was finished so long ago that nobody asks any more."""
+        now = self._clock()
+        if abs(now - self._pruned_at) >= PRUNE_EVERY:
+            self._pruned_at = now
+            deleted = self._outbox.prune(now - self._retention)
+            if deleted:
+                self._events.emit("outbox_pruned", rows=deleted)
 
     def _claim(self, crew: _Crew) -> list[Entry]:
         limit = self._endpoint.limit(self._capacity) - crew.in_hand
@@ -387,7 +402,7 @@ class Relay:
             return Change.settle(entry, receipt)
         if receipt.verdict is Verdict.MISCONFIGURED:
             return Change.postpone(entry, receipt, 0.0)
-        too_old = self._clock() - entry.created_at >= self._give_up_after
+        too_old = self._clock() - entry.pending_since >= self._give_up_after
         if receipt.verdict is Verdict.REFUSED or too_old:
             return Change.bury(entry, receipt)
         delay = back_off(entry.attempts, self._chance()) if receipt.retry_after is None else receipt.retry_after

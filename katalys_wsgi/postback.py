@@ -85,7 +85,7 @@ class Postback:
             **_click_fields(click),
             **dict(_further_fields(conversion)),
         }
-        return cls._of(fields, CONVERSION, click.clicked_at.timestamp() if click else None)
+        return cls.from_fields(fields, CONVERSION, click.clicked_at.timestamp() if click else None)
 
     @classmethod
     def from_update(cls, update: OrderUpdate, *, site_id: str, email_key: str | None = None) -> Postback:
@@ -97,10 +97,11 @@ class Postback:
             if getattr(update, name) is not None:
                 fields[name] = _amount(getattr(update, name))
         fields.update(_further_fields(update))
-        return cls._of(fields, UPDATE)
+        return cls.from_fields(fields, UPDATE)
 
     @classmethod
-    def _of(cls, fields: dict[str, str], kind: str, clicked_at: float | None = None) -> Postback:
+    def from_fields(cls, fields: Mapping[str, str], kind: str, clicked_at: float | None = None) -> Postback:
+        """The message that consists of ``fields``, Katalys' key names, in their order."""
         payload = json.dumps(fields, separators=(",", ":"))
         order_id = fields["order_id"]
         return cls(message_key(fields["site_id"], order_id, kind, payload), order_id, kind, payload, clicked_at)
@@ -181,11 +182,13 @@ def _time(value: object) -> str:
 
 
 def _email(address: object, email_key: str | None) -> str:
-    """The address, or a hash that stays the same for a customer (Katalys compares case-insensitively)."""
     text = _plain(address)
-    if email_key is None or not text:
-        return text
-    return hmac.new(email_key.encode(), text.lower().encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    return text if email_key is None or not text else email_hash(text, email_key)
+
+
+def email_hash(address: str, key: str) -> str:
+    """A text that stays the same for a customer and does not tell the address (Katalys compares case-insensitively)."""
+    return hmac.new(key.encode(), address.lower().encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
 _WRITERS: dict[str, Callable[[object], str]] = {

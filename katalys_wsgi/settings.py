@@ -94,6 +94,8 @@ def _secret_key(key: object) -> str:
     plain = re.sub(r"[^a-z0-9]", "", key.lower())
     if any(word in plain for word in PLACEHOLDERS):
         raise ValueError(f"looks like a placeholder that anybody can read in a manual; {NEW_KEY}")
+    if re.search(r"[\ud800-\udfff]", key):  # how Python reads bytes of the environment that are not UTF-8
+        raise ValueError(f"holds half a character, which no encoding can write; {NEW_KEY}")
     return key
 
 
@@ -108,12 +110,26 @@ def _choice(*names: str) -> Callable[[object], str]:
 
 def _endpoint(value: object) -> str:
     text = str(value)
-    url = urlsplit(text)
-    if url.scheme not in ("https", "http") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+    if "@" in text:
+        # The address is not repeated: it may hold a password.
+        raise ValueError(f"holds an @, so it is no plain address; leave it out to use {ENDPOINT}")
+    host = _host(text)
+    if host is None:
         raise ValueError(f"is {text!r}, which is no plain address; leave it out to use {ENDPOINT}")
-    if url.scheme == "http" and not _is_loopback(url.hostname):
+    if not text.lower().startswith("https:") and not _is_loopback(host):
         raise ValueError(f"is {text!r}: conversions carry personal data, so only https:// is allowed off this machine")
     return text
+
+
+def _host(address: str) -> str | None:
+    """The host of a http address without query; None if it is none, or its port is none."""
+    if not re.fullmatch(r"https?://[!-~]+", address, re.IGNORECASE | re.ASCII) or re.search("[?#]", address):
+        return None
+    try:
+        url = urlsplit(address)
+        return url.hostname if url.port != 0 else None
+    except ValueError:
+        return None
 
 
 def _is_loopback(host: str) -> bool:
@@ -138,7 +154,7 @@ def _duration(least: float, most: timedelta | None = None) -> Callable[[object],
 def _number(value: object) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type] # what float refuses is caught
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) < 1e11:  # also refuses NaN; more seconds than a timedelta holds
         raise ValueError(f"is {value!r}; give seconds as a number, or a timedelta in Python")
@@ -173,6 +189,8 @@ def _boolean(value: object) -> bool:
 
 
 def _secure(value: object) -> bool | str:
+    if value != "auto" and str(value).lower() not in _BOOLEANS:
+        raise ValueError(f"is {value!r}; write auto, true or false")
     return "auto" if value == "auto" else _boolean(value)
 
 
@@ -183,10 +201,19 @@ def _sources(value: object) -> tuple[str, ...]:
     return tuple(name.lower() for name in names if name)
 
 
+_COOKIE_WORDS = (
+    "comment", "domain", "expires", "httponly", "max-age", "partitioned", "path", "samesite", "secure", "version",
+)  # fmt: skip
+
+
 def _cookie_name(value: object) -> str:
-    # RFC 6265 §4.1.1: a cookie's name is a token of RFC 9110.
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.!#$%&'*+^`|~-]{1,64}", value):
+    # RFC 6265 §4.1.1: a cookie's name is a token of RFC 9110. RFC 2109 kept names with $, and these words, for itself.
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[A-Za-z0-9_.!#%&'*+^`|~-][A-Za-z0-9_.!#$%&'*+^`|~-]{0,63}", value
+    ):
         raise ValueError(f"is {value!r}; use letters, digits, '_' and '-' only")
+    if value.lower() in _COOKIE_WORDS:
+        raise ValueError(f"is {value!r}, which is a word of the Cookie header itself; choose another")
     return value
 
 
@@ -204,12 +231,18 @@ def _consent(value: object) -> Callable[[dict[str, Any]], bool] | None:
     return value
 
 
+#: Of :class:`~katalys_wsgi.outbox.Outbox`; a room below this one.
+_OUTBOX_METHODS = ("add", "history", "claim", "apply", "close")
+
+
 def _outbox(value: object) -> object:
     if value is None or value == "":
         raise ValueError("is empty; leave it out for a SQLite file, or give a URL or an Outbox")
-    if isinstance(value, str) and (
-        not re.match(r"[a-z0-9+]+://", value) or value in ("sqlite://", "sqlite:///:memory:")
-    ):
+    if not isinstance(value, str):
+        if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in _OUTBOX_METHODS):
+            raise ValueError(f"is a {type(value).__name__}; give a URL as text, or an Outbox object")
+        return value
+    if not re.match(r"[a-z0-9+]+://", value) or value in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
         # The address is not repeated: it may hold the database's password.
         raise ValueError("is no durable address; write sqlite:///katalys-outbox.db or a SQLAlchemy URL")
     return value

@@ -294,13 +294,21 @@ class Tracker:
         attribute = f' nonce="{escape(nonce)}"' if nonce else ""
         return Html(f'<script type="text/javascript" src="{escape(source)}" async{attribute}></script>')
 
-    def drain(self) -> Drained:
+    def deliver(self, stop: threading.Event, wake: threading.Event | None = None) -> None:
+        """Deliver, in the calling thread, until ``stop`` is set; what ``katalys-wsgi deliver`` does.
+
+        :param wake: ends the wait between two looks into the outbox.
+        """
+        self._relay.get().run(stop, wake or threading.Event())
+
+    def drain(self, stop: threading.Event | None = None) -> Drained:
         """Deliver what is due, in the calling thread (tests, cron).
 
+        :param stop: once set, no further row is begun.
         :returns: how many rows were ``settled``, ``postponed`` and ``buried``.
         :raises OutboxUnavailable: the outbox cannot be read or written.
         """
-        return self._relay.get().drain()
+        return self._relay.get().drain(stop)
 
     def close(self) -> None:
         """Stop the delivery thread after the rows in hand, and close connections; the next record starts anew."""
@@ -347,7 +355,7 @@ class Tracker:
             user_agent=visit.user_agent,
             email_key=self._email_key,
         )
-        if visit.defer is None:
+        if visit.defer is None or connection is not None:  # a connection has its own commit
             return self._keep(postback, problems, connection, strict=visit.strict)
         order_id = postback.order_id
         visit.defer(lambda: self._guarded(lambda: self._keep(postback, problems, connection, strict=False), order_id))

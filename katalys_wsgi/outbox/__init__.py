@@ -6,7 +6,8 @@ What is added here is delivered, whatever dies in between. A row is pending unti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -16,6 +17,14 @@ from ..postback import Postback, Receipt
 PENDING = "pending"
 DELIVERED = "delivered"
 DEAD = "dead"
+
+#: A row that is due later than any back-off could have put it was put there by a clock that jumped.
+LONGEST_DELAY = 6 * 3600.0
+
+#: Attempts that are remembered with a row, for the question why.
+LONGEST_HISTORY = 20
+
+FORGOTTEN = "forgotten on request"
 
 
 class Added(Enum):
@@ -53,11 +62,30 @@ class Entry:
     lease_token: str | None
     clicked_at: float | None
     created_at: float
+    pending_since: float
     finished_at: float | None
     last_status: int | None
     last_error: str | None
     confirmed: bool
     history: tuple[Attempt, ...] = ()
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Entry:
+        """The entry of a row as a store keeps it."""
+        history = tuple(Attempt(*attempt) for attempt in json.loads(row["history"]))
+        return cls(**{**row, "confirmed": bool(row["confirmed"]), "history": history})
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How an outbox stands. Times are seconds since 1970."""
+
+    pending: int
+    due: int
+    dead: int
+    delivered: int
+    oldest_pending: float | None
+    last_delivered: float | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,78 @@ class Change:
         """It was claimed and not tried: the claim is undone."""
         return cls(entry, PENDING, None)
 
+    def columns(self, now: float) -> dict[str, Any]:
+        """What to write into the row, if the lease is still the caller's; ``payload`` only when it goes."""
+        lease = {"due_at": now + self.delay, "leased_until": None, "lease_token": None}
+        if self.receipt is None:
+            return {**lease, "attempts": self.entry.attempts - 1}
+        attempt = Attempt(now, self.receipt.status, self.receipt.error)
+        return {
+            **lease,
+            **({"payload": None} if self.state == DELIVERED else {}),
+            "state": self.state,
+            "finished_at": None if self.state == PENDING else now,
+            "last_status": attempt.status,
+            "last_error": attempt.error,
+            "confirmed": self.receipt.confirmed,
+            "history": json.dumps(
+                [[one.at, one.status, one.error] for one in (*self.entry.history, attempt)][-LONGEST_HISTORY:]
+            ),
+        }
+
+
+def new_columns(postback: Postback, problems: Sequence[str], now: float) -> dict[str, Any]:
+    """The row of a postback that was just recorded; one with problems is a dead letter at once."""
+    return {
+        "key": postback.key,
+        "order_id": postback.order_id,
+        "kind": postback.kind,
+        "clicked_at": postback.clicked_at,
+        "created_at": now,
+        **revived_columns(postback, now),
+        "state": DEAD if problems else PENDING,
+        "finished_at": now if problems else None,
+        "last_error": "; ".join(problems) or None,
+    }
+
+
+def revived_columns(postback: Postback, now: float) -> dict[str, Any]:
+    """What makes a row of a postback pending anew; its history stays."""
+    return {
+        "key": postback.key,
+        "order_id": postback.order_id,
+        "payload": postback.payload,
+        "digest": postback.digest,
+        "state": PENDING,
+        "attempts": 0,
+        "due_at": now,
+        "pending_since": now,
+        "finished_at": None,
+        "last_status": None,
+        "last_error": None,
+    }
+
+
+def forgotten_columns(entry: Entry, now: float) -> dict[str, Any]:
+    """What takes the buyer's data out of a row; one that was still pending will never be delivered."""
+    if entry.state == DELIVERED:
+        return {"payload": None}
+    return {
+        "payload": None, "state": DEAD, "finished_at": now, "leased_until": None, "lease_token": None,
+        "last_error": FORGOTTEN,
+    }  # fmt: skip
+
+
+def met_again(postback: Postback, problems: Sequence[str], *, state: str, attempts: int, digest: str) -> Added:
+    """What becomes of a postback whose key is there already.
+
+    A dead letter gives way to valid data: when it was invalid itself (no attempt was made), or says something else.
+    """
+    same = digest == postback.digest
+    if state == DEAD and not problems and not (same and attempts):
+        return Added.REPLACED
+    return Added.SAME if same else Added.DIFFERENT
+
 
 class Outbox(Protocol):
     """Where postbacks wait. Every method raises ``OutboxUnavailable`` when the store cannot be reached in time."""
@@ -119,6 +219,40 @@ class Outbox(Protocol):
 
         :returns: how many were still the caller's; a lease that ran out may be somebody else's now.
         """
+        ...
+
+    def entries(self, state: str | None = None, *, limit: int = 100) -> list[Entry]:
+        """The newest entries, of one state or of all."""
+        ...
+
+    def failing(self, *, limit: int = 100) -> list[Entry]:
+        """Pending entries that were tried before, the next due first."""
+        ...
+
+    def personal(self) -> Iterator[Entry]:
+        """Every entry that still holds a payload."""
+        ...
+
+    def revive(self, entry: Entry, postback: Postback) -> bool:
+        """Make a dead letter pending again, as ``postback`` (the same, or corrected).
+
+        :returns: False if it is no longer dead, or ``postback`` has the key of another entry.
+        """
+        ...
+
+    def forget(self, entries: Iterable[Entry]) -> int:
+        """Take the buyer's data out of ``entries``; those pending become dead letters. Returns how many changed."""
+        ...
+
+    def prune(self, finished_before: float) -> int:
+        """Delete entries that were finished before that time, and updates that wait for a conversion among them.
+
+        :returns: how many were deleted.
+        """
+        ...
+
+    def statistics(self) -> Statistics:
+        """How the outbox stands."""
         ...
 
     def close(self) -> None:
