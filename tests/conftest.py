@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,21 @@ from .support import SECRET, SITE_ID
 #: Under .ci/run a test whose server or program is missing fails instead of being skipped. Taken out of the
 #: environment, where every KATALYS_ name is a setting.
 TEST_ALL = os.environ.pop("KATALYS_TEST_ALL", "") == "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback_only() -> Iterator[None]:
+    """A test that would leave this machine fails instead; Katalys' real endpoint above all."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else "local socket"
+        assert host in ("127.0.0.1", "::1", "localhost", "local socket"), f"a test tried to reach {host}"
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield
 
 
 @pytest.fixture
