@@ -53,7 +53,7 @@ def _tracker_of(namespace: dict[str, Any]) -> Tracker:
     if hasattr(app, "extensions"):
         return app.extensions["katalys"]
     if hasattr(app, "registry"):
-        return app.registry.katalys
+        return app.registry["katalys_tracker"]
     return app.plugins[-1].tracker
 
 

@@ -1,0 +1,132 @@
+"""Pyramid: ``config.include("katalys_wsgi.pyramid")``, then ``request.katalys.record(Conversion(...))``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyramid.config import Configurator
+from pyramid.registry import Registry
+from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.tweens import INGRESS
+
+from .click import MARKER
+from .errors import ConfigurationError
+from .middleware import with_cookie
+from .settings import INI, Settings
+from .tracker import Record, Tracker, Visit
+
+#: Where the registry keeps the Tracker.
+TRACKER = "katalys_tracker"
+
+Handler = Callable[[Request], Response]
+
+
+def includeme(config: Configurator) -> None:
+    """Set up click tracking and conversion recording for a Pyramid application.
+
+    Call ``config.include("katalys_wsgi.pyramid")``, or name it in ``pyramid.includes``. Including it again changes
+    nothing. It adds:
+
+    ``request.katalys``
+        the request's :class:`~katalys_wsgi.Visit`; ``request.katalys.record(Conversion(...))`` in the checkout view.
+
+    ``request.katalys_resume(token)``
+        the visit of a token that was stored with the order, for payment webhooks and returns; it records like
+        ``request.katalys``.
+
+    ``registry["katalys_tracker"]``
+        the :class:`~katalys_wsgi.Tracker`, as ``request.registry["katalys_tracker"]`` in views and
+        ``config.registry["katalys_tracker"]`` elsewhere.
+
+    A tween directly under the ingress sets the click's cookie, on error pages as well. If you list your tweens in
+    ``pyramid.tweens``, put ``katalys_wsgi.pyramid.click_tween_factory`` first.
+
+    Settings are those of the README's table with ``katalys.`` before their name::
+
+        [app:main]
+        katalys.site_id = KA-1A2B3C4
+        katalys.secret_key = ...
+
+    What an ini file cannot say is put into ``config.registry.settings`` before the include: a function as
+    ``katalys.consent``, an :class:`~katalys_wsgi.outbox.Outbox` as ``katalys.outbox``, a list of functions that are
+    called with each event as ``katalys.hooks``. ``katalys.strict`` is on where Pyramid's ``debug_all`` is.
+
+    **Transactions.** Where ``pyramid_tm`` manages the request, ``record()`` answers ``Outcome.DEFERRED`` and writes
+    to the outbox right after the commit; nothing is written if the transaction aborts. With
+    ``record(conversion, connection=...)`` the outbox row is part of that connection's own transaction instead.
+
+    :raises katalys_wsgi.ConfigurationError: a setting is missing, unknown or makes no sense.
+    """
+    registry = config.registry
+    if TRACKER in registry:
+        return
+    settings = {"strict": registry.settings.get("debug_all", False), **INI.select(registry.settings)}
+    hooks = settings.pop("hooks", ())
+    if isinstance(hooks, str):
+        raise ConfigurationError(f"{INI.of('hooks')} can only be given in Python: a list of functions.")
+    registry[TRACKER] = Tracker(Settings.from_mapping(settings, INI), hooks=hooks)
+    config.add_tween("katalys_wsgi.pyramid.click_tween_factory", under=INGRESS)
+    # No reify: a tween outside pyramid_tm's may look at the visit, and the view's must join the transaction.
+    config.add_request_method(_visit, "katalys", property=True)
+    config.add_request_method(_resume, "katalys_resume")
+
+
+def click_tween_factory(handler: Handler, registry: Registry) -> Handler:
+    """Make the tween that keeps the click of an inbound Katalys link in a signed cookie."""
+    tracker: Tracker = registry[TRACKER]
+    memo = f"katalys_wsgi.pyramid.{tracker.settings.cookie_name}"
+
+    def click_tween(request: Request) -> Response:
+        environ = request.environ
+        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
+            return handler(request)
+        # pyramid_retry sends the same environ through again; what was decided at first still holds.
+        if memo not in environ:
+            environ[memo] = tracker.set_cookie_for(environ)
+        set_cookie = environ[memo]
+        response = handler(request)
+        if set_cookie is None or ("Set-Cookie", set_cookie) in response.headerlist:  # a subrequest's own answer
+            return response
+        return _with_cookie(response, set_cookie)
+
+    return click_tween
+
+
+def _with_cookie(response: Response, set_cookie: str) -> Response:
+    """A copy of the response with the cookie: the view may keep one response object for everybody.
+
+    Neither ``Response.copy()``, which reads a stream to its end, nor ``copy.copy()``, which cannot copy a redirect.
+    """
+    kind: Any = type(response)
+    copy = kind.__new__(kind)
+    vars(copy).update(vars(response))
+    copy.headerlist = with_cookie(response.headerlist, set_cookie)
+    return copy
+
+
+def _visit(request: Request) -> Visit:
+    return _joined(request, request.registry[TRACKER].visit(request.environ))
+
+
+def _resume(request: Request, token: str) -> Visit:
+    return _joined(request, request.registry[TRACKER].resume(token))
+
+
+def _joined(request: Request, visit: Visit) -> Visit:
+    """Have ``visit`` record when the transaction commits that pyramid_tm has begun for this request."""
+    if request.environ.get("tm.active"):
+        visit.defer = lambda write: _after_commit(request.tm, write)
+    return visit
+
+
+def _after_commit(manager: Any, write: Callable[[], Record]) -> None:
+    from transaction.interfaces import NoTransaction  # pyramid_tm brings it; a shop without does without
+
+    try:
+        transaction = manager.get()
+    except NoTransaction:  # the view has finished it by hand
+        write()
+    else:
+        transaction.addAfterCommitHook(lambda committed: write() if committed else None)

@@ -1,0 +1,224 @@
+"""The Flask extension: configuration, keys, several applications, strictness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from katalys_wsgi import ConfigurationError, Event, InvalidConversion, Outcome, Tracker
+from katalys_wsgi.flask import Katalys
+
+from .support import LINK, OLD_SECRET, SECRET, SITE_ID, cookie_of, make_conversion
+
+LANDING = "/?" + LINK
+
+
+@pytest.fixture
+def config(options: dict[str, Any]) -> dict[str, Any]:
+    """A tracker's settings as an application's configuration."""
+    return {f"KATALYS_{name.upper()}": value for name, value in options.items()}
+
+
+def make_app(config: dict[str, Any], katalys: Katalys | None = None) -> Flask:
+    """An application factory, as Flask's manual shows it."""
+    app = Flask("shop")
+    app.config.update(config)
+    if katalys is not None:
+        katalys.init_app(app)
+    return app
+
+
+def click_of(tracker: Tracker, cookie: str | None) -> str | None:
+    """The transaction_id that ``tracker`` reads in a Cookie header."""
+    click = tracker.visit({"HTTP_COOKIE": cookie or ""}).click
+    return click and click.transaction_id
+
+
+# --- one object, many applications ---------------------------------------------------------------------------
+
+
+def test_factory_pattern(config: dict[str, Any]) -> None:
+    """One extension object serves two applications, each with its own settings."""
+    katalys = Katalys()
+    first = make_app(config, katalys)
+    second = make_app({**config, "KATALYS_SITE_ID": "KA-SECOND", "KATALYS_COOKIE_NAME": "other"}, katalys)
+    cookies = [app.test_client().get(LANDING).headers["Set-Cookie"].partition("=")[0] for app in (first, second)]
+
+    with first.app_context():
+        assert katalys.tracker is first.extensions["katalys"]
+        assert katalys.tracker.settings.site_id == SITE_ID
+    with second.test_request_context(LANDING):
+        assert katalys.tracker.settings.site_id == "KA-SECOND"
+        assert katalys.visit.click is not None
+    assert cookies == ["katalys_click", "other"]
+
+
+def test_visit_knows_the_request(config: dict[str, Any]) -> None:
+    app = make_app(config)
+    katalys = Katalys(app)
+
+    with app.test_request_context(LANDING, environ_base={"REMOTE_ADDR": "203.0.113.9"}):
+        visit = katalys.visit
+    assert (visit.client_ip, visit.click and visit.click.aff_id) == ("203.0.113.9", "5678")
+
+
+def test_second_initialisation_is_refused(config: dict[str, Any]) -> None:
+    """Two trackers on one application would be two truths."""
+    app = make_app(config)
+    katalys = Katalys(app)
+
+    with pytest.raises(ConfigurationError, match=r"call init_app\(\) once"):
+        katalys.init_app(app)
+
+
+def test_uninitialised_application_says_what_to_do(config: dict[str, Any]) -> None:
+    katalys = Katalys()
+
+    with make_app(config).app_context(), pytest.raises(RuntimeError, match=r"call katalys\.init_app\(app\)"):
+        _ = katalys.tracker
+
+
+def test_outside_of_a_request_flask_says_so(config: dict[str, Any]) -> None:
+    """Flask's own errors, with Flask's own advice."""
+    katalys = Katalys()
+    app = make_app(config, katalys)
+
+    with pytest.raises(RuntimeError, match="outside of application context"):
+        _ = katalys.tracker
+    with app.app_context(), pytest.raises(RuntimeError, match="outside of request context"):
+        _ = katalys.visit
+
+
+def test_initialised_before_proxy_fix(config: dict[str, Any]) -> None:
+    """What ProxyFix restores, the cookie sees."""
+    app = make_app(config, Katalys())
+    app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+    landing = app.test_client().get(LANDING, headers={"X-Forwarded-Proto": "https"})
+
+    assert "; secure" in landing.headers["Set-Cookie"]
+
+
+# --- settings ------------------------------------------------------------------------------------------------
+
+
+def test_options_go_before_the_configuration(config: dict[str, Any]) -> None:
+    app = make_app(config)
+    Katalys(app, site_id="KA-OPTION")
+
+    assert app.extensions["katalys"].settings.site_id == "KA-OPTION"
+
+
+def test_what_only_python_can_say(config: dict[str, Any]) -> None:
+    """Consent and hooks are functions."""
+    events: list[Event] = []
+    katalys = Katalys(hooks=[events.append], consent=lambda environ: "HTTP_DNT" not in environ)
+    app = make_app(config, katalys)
+
+    with app.test_request_context(LANDING, headers={"DNT": "1"}):
+        refused = katalys.visit.record(make_conversion())
+    with app.test_request_context(LANDING):
+        katalys.visit.record(make_conversion())
+    assert refused.outcome is Outcome.NO_CONSENT
+    assert "conversion_recorded" in [event.name for event in events]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"KATALYS_SITE_ID": ""}, r"^KATALYS_SITE_ID is missing; "),
+        ({"KATALYS_SIDE_ID": "KA-1"}, r"^KATALYS_SIDE_ID is no setting; did you mean KATALYS_SITE_ID\?"),
+        ({"KATALYS_SECRET_KEY": "short"}, r"^KATALYS_SECRET_KEY has a key of 5 characters"),
+        ({"KATALYS_ENDPOINT": "http://example.com/"}, r"^KATALYS_ENDPOINT is 'http://example\.com/'"),
+    ],
+    ids=["missing", "unknown", "weak", "wrong"],
+)
+def test_faults_are_told_in_flask_spelling(config: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_app({**config, **changes}, Katalys())
+
+
+# --- keys ----------------------------------------------------------------------------------------------------
+
+
+def test_secret_key_of_flask(config: dict[str, Any]) -> None:
+    """A shop that has a good SECRET_KEY needs no second one."""
+    del config["KATALYS_SECRET_KEY"]
+    app = make_app({**config, "SECRET_KEY": SECRET}, Katalys())
+
+    assert app.extensions["katalys"].settings.secret_key == (SECRET,)
+
+
+def test_secret_key_fallbacks_still_read(config: dict[str, Any]) -> None:
+    """After a rotation old cookies count, and new ones are signed with the new key."""
+    del config["KATALYS_SECRET_KEY"]
+    before = make_app({**config, "SECRET_KEY": OLD_SECRET}, Katalys())
+    after = make_app({**config, "SECRET_KEY": SECRET, "SECRET_KEY_FALLBACKS": [OLD_SECRET]}, Katalys())
+    old, new = (cookie_of(list(app.test_client().get(LANDING).headers)) for app in (before, after))
+
+    assert click_of(after.extensions["katalys"], old) == "1234abcd"
+    assert click_of(after.extensions["katalys"], new) == "1234abcd"
+    assert click_of(before.extensions["katalys"], new) is None
+
+
+def test_own_key_goes_before_flask_key(config: dict[str, Any]) -> None:
+    """A weak SECRET_KEY is none of our business where ours is set."""
+    app = make_app({**config, "SECRET_KEY": "dev", "SECRET_KEY_FALLBACKS": ["older"]}, Katalys())
+
+    assert app.extensions["katalys"].settings.secret_key == (SECRET,)
+
+
+@pytest.mark.parametrize(
+    ("flask_keys", "fault"),
+    [
+        ({}, "is missing; make one with: "),
+        ({"SECRET_KEY": "dev"}, "has a key of 3 characters, at least 32 are needed; make one with: "),
+        ({"SECRET_KEY": SECRET, "SECRET_KEY_FALLBACKS": ["dev"]}, "has a key of 3 characters, at least 32 are needed"),
+    ],
+    ids=["none", "weak", "weak fallback"],
+)
+def test_weak_flask_key_names_both(config: dict[str, Any], flask_keys: dict[str, Any], fault: str) -> None:
+    """The reader has written SECRET_KEY, and may rather set KATALYS_SECRET_KEY; other faults stand beside it."""
+    del config["KATALYS_SECRET_KEY"]
+    with pytest.raises(ConfigurationError) as caught:
+        make_app({**config, **flask_keys, "KATALYS_WIRE": "pigeon"}, Katalys())
+
+    about_key, about_wire = caught.value.problems
+    assert about_key.startswith(f"KATALYS_SECRET_KEY is not set, and Flask's SECRET_KEY in its place {fault}")
+    assert about_wire == "KATALYS_WIRE is 'pigeon'; choose json or form or get."
+
+
+# --- strictness ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "changes", "given", "strict"),
+    [
+        (None, {}, {}, False),
+        ("testing", {}, {}, True),
+        ("debug", {}, {}, True),
+        ("testing", {"KATALYS_STRICT": False}, {}, False),
+        ("testing", {}, {"strict": False}, False),
+        (None, {"KATALYS_STRICT": True}, {}, True),
+        (None, {}, {"strict": True}, True),
+    ],
+    ids=["production", "testing", "debug", "off by config", "off by option", "on by config", "on by option"],
+)
+def test_strictness(
+    config: dict[str, Any], flag: str | None, changes: dict[str, Any], given: dict[str, Any], strict: bool
+) -> None:
+    """Under app.debug and app.testing, set however late, bad data raises; unless KATALYS_STRICT says otherwise."""
+    katalys = Katalys(**given)
+    app = make_app({**config, **changes}, katalys)
+    if flag:
+        setattr(app, flag, True)
+    conversion = make_conversion(sale_amount="a lot")
+
+    with app.test_request_context(LANDING):
+        if strict:
+            with pytest.raises(InvalidConversion, match="sale_amount"):
+                katalys.visit.record(conversion)
+        else:
+            assert katalys.visit.record(conversion).outcome is Outcome.INVALID
