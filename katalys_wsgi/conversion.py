@@ -149,9 +149,13 @@ class OrderUpdate(_Order):
     def problems(self) -> list[str]:
         """Every fault of this data; an update that changes nothing is one."""
         problems = super().problems()
-        if all(getattr(self, part.name) in (None, ()) for part in fields(self) if part.name != "order_id"):
+        if not any(_is_given(getattr(self, part.name)) for part in fields(self) if part.name != "order_id"):
             problems.append("order_status: is missing, and so is every other field; give what is to be updated")
         return problems
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and not (isinstance(value, tuple) and not value)
 
 
 def _keep_as_tuple(owner: object, name: str) -> None:
@@ -178,7 +182,7 @@ def money(value: object, currency: str | None = None) -> Decimal:
         )
     if amount.adjusted() >= _MOST_DIGITS or _decimals_of(amount) > _MOST_DIGITS:
         raise ValueError("has more digits than any amount of money; round it")
-    return abs(amount)  # Decimal("-0.00") is zero
+    return amount.copy_abs()  # Decimal("-0.00") is zero; abs() would round to the precision of the shop's context
 
 
 def decimals(currency: str | None) -> int:
@@ -187,16 +191,21 @@ def decimals(currency: str | None) -> int:
 
 
 def _decimal(value: object) -> Decimal:
-    if value is None or value == "":
+    if _is_missing(value):
         raise ValueError("is missing")
     if isinstance(value, bool) or not isinstance(value, (Decimal, int, str, float)):
         raise ValueError(f"is a {type(value).__name__}; give a Decimal")  # noqa: TRY004 - a fault of data, not of code
     if isinstance(value, str) and not re.fullmatch(r"-?\d{1,30}(\.\d{1,30})?", value, re.ASCII):
         raise ValueError("is no plain number; give a Decimal, or digits with a point and nothing else")
-    amount = Decimal(repr(value) if isinstance(value, float) else value)
+    amount = Decimal(repr(value).removesuffix(".0") if isinstance(value, float) else value)
     if not amount.is_finite():
         raise ValueError("is not finite; give a Decimal")
     return amount
+
+
+def _is_missing(value: object) -> bool:
+    # An ORM's column, given instead of its value, answers == with an expression that is neither true nor false.
+    return value is None or (isinstance(value, str) and not value)
 
 
 def _decimals_of(amount: Decimal) -> int:
@@ -205,7 +214,7 @@ def _decimals_of(amount: Decimal) -> int:
 
 
 def _text(value: object, _currency: str | None = None) -> None:
-    if value is None or value == "":
+    if _is_missing(value):
         raise ValueError("is missing")
     if not isinstance(value, str):
         raise ValueError(f"is a {type(value).__name__}; give a text")  # noqa: TRY004 - a fault of data, not of code
@@ -218,8 +227,8 @@ def _text(value: object, _currency: str | None = None) -> None:
 def _identifier(value: object, _currency: str | None = None) -> None:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     _text(text)
-    if re.search(r"[\x00-\x1f\x7f]", str(text)) or len(str(text)) > LONGEST_IDENTIFIER:
-        raise ValueError(f"holds control characters, or more than {LONGEST_IDENTIFIER} characters")
+    if re.search(r"[\x00-\x1f\x7f]|^\s|\s$", str(text)) or len(str(text)) > LONGEST_IDENTIFIER:
+        raise ValueError(f"holds control characters, white space around it, or over {LONGEST_IDENTIFIER} characters")
 
 
 def _currency(value: object, _: str | None = None) -> None:
@@ -233,7 +242,7 @@ def _aware(value: object, _currency: str | None = None) -> None:
 
 
 def _status(value: object, _currency: str | None = None) -> None:
-    if value not in ORDER_STATUSES:
+    if not isinstance(value, str) or value not in ORDER_STATUSES:
         raise ValueError(f"is none of {', '.join(ORDER_STATUSES)}; the shop's own word belongs in payment_status")
 
 

@@ -158,6 +158,9 @@ def click_from_payload(payload: Any) -> Click:
     """
     match payload:
         case [version, transaction_id, offer_id, aff_id, int(seconds)] if version == VERSION:
-            return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc))
+            try:
+                return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc))
+            except (OverflowError, OSError):
+                raise ValueError("a payload with an impossible time") from None
         case _:
             raise ValueError("a payload of another version")

@@ -23,7 +23,9 @@ class Event:
     fields: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return " ".join([f"katalys_wsgi.{self.name}", *(f"{key}={value}" for key, value in self.fields.items())])
+        text = " ".join([f"katalys_wsgi.{self.name}", *(f"{key}={value}" for key, value in self.fields.items())])
+        # A line feed in an order id must not forge a second line of log.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Hook(Protocol):

@@ -42,8 +42,11 @@ class ClickMiddleware:
         if set_cookie is None:
             return self._app(environ, start_response)
 
-        def start_with_cookie(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-            return start_response(status, with_cookie(headers, set_cookie), *exc_info)
+        def start_with_cookie(
+            status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
+        ) -> Callable[[bytes], object]:
+            # PEP 3333 knows positions only, but servers take exc_info= as well, and so does this.
+            return start_response(status, with_cookie(headers, set_cookie), *exc_info, **named)
 
         return self._app(environ, start_with_cookie)
 

@@ -189,9 +189,12 @@ def _boolean(value: object) -> bool:
 
 
 def _secure(value: object) -> bool | str:
-    if value != "auto" and str(value).lower() not in _BOOLEANS:
-        raise ValueError(f"is {value!r}; write auto, true or false")
-    return "auto" if value == "auto" else _boolean(value)
+    if value == "auto":
+        return "auto"
+    try:
+        return _boolean(value)
+    except ValueError:
+        raise ValueError(f"is {value!r}; write auto, true or false") from None
 
 
 def _sources(value: object) -> tuple[str, ...]:
@@ -207,10 +210,8 @@ _COOKIE_WORDS = (
 
 
 def _cookie_name(value: object) -> str:
-    # RFC 6265 §4.1.1: a cookie's name is a token of RFC 9110. RFC 2109 kept names with $, and these words, for itself.
-    if not isinstance(value, str) or not re.fullmatch(
-        r"[A-Za-z0-9_.!#%&'*+^`|~-][A-Za-z0-9_.!#$%&'*+^`|~-]{0,63}", value
-    ):
+    # RFC 6265 §4.1.1: a cookie's name is a token of RFC 9110. RFC 2109 kept $ at its start, and some words, for itself.
+    if not isinstance(value, str) or not re.fullmatch(r"(?!\$)[A-Za-z0-9_.!#$%&'*+^`|~-]{1,64}", value):
         raise ValueError(f"is {value!r}; use letters, digits, '_' and '-' only")
     if value.lower() in _COOKIE_WORDS:
         raise ValueError(f"is {value!r}, which is a word of the Cookie header itself; choose another")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -358,7 +359,7 @@ class Tracker:
         if visit.defer is None or connection is not None:  # a connection has its own commit
             return self._keep(postback, problems, connection, strict=visit.strict)
         order_id = postback.order_id
-        visit.defer(lambda: self._guarded(lambda: self._keep(postback, problems, connection, strict=False), order_id))
+        visit.defer(lambda: self._guarded(lambda: self._keep(postback, problems, None, strict=False), order_id))
         return Record(Outcome.DEFERRED, postback.key, tuple(problems), "waits for the commit")
 
     def _record_update(self, update: OrderUpdate, connection: Any) -> Record:
@@ -376,6 +377,8 @@ class Tracker:
         except OutboxUnavailable as fault:
             if strict:
                 raise
+            if connection is not None:  # the order may yet be rolled back, so it must not be sent
+                return self._lost(postback.order_id, str(fault), postback.key, problems)
             return self._send_directly(postback, problems, str(fault))
         outcome, reason = _INVALID if problems else _ADDED[added]
         self._events.emit(
@@ -412,6 +415,9 @@ class Tracker:
     def _start_relay(self) -> None:
         """At any checkout, an affiliate's or not: what a killed process left behind is delivered then."""
         if self.settings.delivery == "thread":
+            if not _threads_run():
+                self._events.warn_once("threads_disabled", advice="set enable-threads, or delivery=external")
+                return
             try:
                 self._thread.get().wake()
             except RuntimeError as fault:  # no more threads, or the interpreter is leaving: the row stays for the next
@@ -465,6 +471,14 @@ _ADDED = {
     Added.DIFFERENT: (Outcome.DUPLICATE, "recorded before with other fields; those stand"),
 }
 _INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
+
+
+def _threads_run() -> bool:
+    """Whether threads get a turn: uWSGI, unless told otherwise, keeps the interpreter's lock between requests."""
+    uwsgi = sys.modules.get("uwsgi")  # there only inside uWSGI
+    return uwsgi is None or any(
+        name in uwsgi.opt for name in ("enable-threads", b"enable-threads", "threads", b"threads")
+    )
 
 
 def _environ(request: Any) -> WSGIEnvironment:

@@ -54,7 +54,7 @@ def _forwarded_proto(environ: Environ) -> str:
 
 def _is_internal(environ: Environ) -> bool:
     address = _address(environ.get("REMOTE_ADDR"))
-    return address is not None and not ipaddress.ip_address(address).is_global
+    return address is None or not ipaddress.ip_address(address).is_global  # no address: a Unix socket
 
 
 def _address(text: object) -> str | None:
