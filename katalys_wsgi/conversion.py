@@ -239,6 +239,8 @@ def _currency(value: object, _: str | None = None) -> None:
 def _aware(value: object, _currency: str | None = None) -> None:
     if not isinstance(value, datetime) or value.utcoffset() is None:
         raise ValueError("is no time with a time zone; give datetime.now(timezone.utc) or the like")
+    if value.timestamp() < 0:
+        raise ValueError("is before 1970; give the time of the order, or leave it out")
 
 
 def _status(value: object, _currency: str | None = None) -> None:

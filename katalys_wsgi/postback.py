@@ -103,8 +103,8 @@ class Postback:
     def from_fields(cls, fields: Mapping[str, str], kind: str, clicked_at: float | None = None) -> Postback:
         """The message that consists of ``fields``, Katalys' key names, in their order."""
         payload = json.dumps(fields, separators=(",", ":"))
-        order_id = fields["order_id"]
-        return cls(message_key(fields["site_id"], order_id, kind, payload), order_id, kind, payload, clicked_at)
+        key = message_key(fields["site_id"], fields["order_id"], kind, payload)
+        return cls(key, _storable(fields["order_id"]), kind, payload, clicked_at)
 
     @property
     def digest(self) -> str:
@@ -114,10 +114,16 @@ class Postback:
 
 def message_key(site_id: str, order_id: str, kind: str, payload: str) -> str:
     """Site, order and kind; for an update, and for an order without a usable id, a digest of the fields as well."""
-    parts = [site_id, kind, order_id[:255]]
-    if kind != CONVERSION or not order_id or len(order_id) > len(parts[-1]):
+    usable = _storable(order_id)[:255].rstrip()  # MySQL takes "AB " for "AB"
+    parts = [site_id, kind, usable]
+    if kind != CONVERSION or not order_id or usable != order_id:
         parts.append(_digest(payload))
     return ":".join(parts)
+
+
+def _storable(text: str) -> str:
+    """``text`` without what databases refuse in a text, NUL and lone surrogates."""
+    return re.sub(r"[\x00\ud800-\udfff]", "\ufffd", text)
 
 
 def _digest(payload: str) -> str:
@@ -158,8 +164,10 @@ def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
     for name, text in (("title", item.title), ("var", item.variation)):
         if text is not None:
             yield f"{prefix}_{name}", _plain(text)
-    if item.categories:
-        yield f"{prefix}_categories", ",".join(map(_plain, item.categories))
+    names = item.categories
+    categories = ",".join(map(_plain, names)) if isinstance(names, tuple) else _plain(names)
+    if categories:
+        yield f"{prefix}_categories", categories
 
 
 def _plain(value: object) -> str:

@@ -283,7 +283,7 @@ class Tracker:
         :raises InvalidConversion: the data has faults; only if strict.
         :raises OutboxUnavailable: the outbox cannot be written; only if strict.
         """
-        return self._guarded(lambda: self._record_update(update, connection), str(getattr(update, "order_id", None)))
+        return self._guarded(lambda: self._record_update(update, connection), update)
 
     def script_tag(self, nonce: str | None = None) -> Html:
         """Katalys' JavaScript for every page of an ``offline_conv`` shop, as HTML that Jinja does not escape again.
@@ -322,9 +322,9 @@ class Tracker:
         def record() -> Record:
             return self._record_conversion(visit, conversion, connection)
 
-        return self._guarded(record, str(getattr(conversion, "order_id", None)), strict=visit.strict)
+        return self._guarded(record, conversion, strict=visit.strict)
 
-    def _guarded(self, record: Callable[[], Record], order_id: str, *, strict: bool | None = None) -> Record:
+    def _guarded(self, record: Callable[[], Record], order: object, *, strict: bool | None = None) -> Record:
         """Nothing that goes wrong in here may break a checkout, unless the developer wants to see it."""
         try:
             return record()
@@ -333,7 +333,9 @@ class Tracker:
                 raise
             # The fault's own text may repeat the buyer's data; its place does not.
             place = extract_tb(fault.__traceback__)[-1]
-            return self._lost(order_id, f"{type(fault).__name__} at {place.name}:{place.lineno}")
+            order_id = getattr(order, "order_id", None)
+            known = str(order_id) if isinstance(order_id, (str, int)) else "unknown"
+            return self._lost(known, f"{type(fault).__name__} at {place.name}:{place.lineno}")
         finally:
             self._start_relay()
 
@@ -358,8 +360,7 @@ class Tracker:
         )
         if visit.defer is None or connection is not None:  # a connection has its own commit
             return self._keep(postback, problems, connection, strict=visit.strict)
-        order_id = postback.order_id
-        visit.defer(lambda: self._guarded(lambda: self._keep(postback, problems, None, strict=False), order_id))
+        visit.defer(lambda: self._guarded(lambda: self._keep(postback, problems, None, strict=False), postback))
         return Record(Outcome.DEFERRED, postback.key, tuple(problems), "waits for the commit")
 
     def _record_update(self, update: OrderUpdate, connection: Any) -> Record:

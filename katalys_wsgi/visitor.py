@@ -34,7 +34,7 @@ def user_agent(environ: Environ) -> str:
 
 def is_https(environ: Environ, trusted_proxies: int = 0) -> bool:
     """Whether the visitor's own connection is encrypted; X-Forwarded-Proto counts behind trusted proxies only."""
-    forwarded = _forwarded_proto(environ)
+    forwarded = _forwarded_proto(environ, trusted_proxies)
     scheme = forwarded if trusted_proxies and forwarded else environ.get("wsgi.url_scheme")
     return scheme == "https"
 
@@ -48,8 +48,10 @@ def ignores_proxy(environ: Environ, trusted_proxies: int = 0) -> str | None:
     return "X-Forwarded-For" if "HTTP_X_FORWARDED_FOR" in environ and _is_internal(environ) else None
 
 
-def _forwarded_proto(environ: Environ) -> str:
-    return str(environ.get("HTTP_X_FORWARDED_PROTO", "")).rpartition(",")[2].strip().lower()
+def _forwarded_proto(environ: Environ, trusted_proxies: int = 1) -> str:
+    # Some proxies append their scheme, most replace what is there; so there may be fewer entries than proxies.
+    entries = str(environ.get("HTTP_X_FORWARDED_PROTO", "")).split(",")
+    return entries[-min(max(trusted_proxies, 1), len(entries))].strip().lower()
 
 
 def _is_internal(environ: Environ) -> bool:

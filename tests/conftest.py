@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from katalys_wsgi import Tracker
 from katalys_wsgi.sandbox import Sandbox
 
+from .servers import MariaDB, NotInstalled, Postgres, Redis
 from .support import SECRET, SITE_ID
 
 #: Under .ci/run a test whose server or program is missing fails instead of being skipped. Taken out of the
@@ -35,10 +37,13 @@ def loopback_only() -> Iterator[None]:
         yield
 
 
+_missing: Callable[[str], Any] = pytest.fail if TEST_ALL else pytest.skip
+
+
 @pytest.fixture
-def missing() -> Callable[[str], None]:
+def missing() -> Callable[[str], Any]:
     """Called with the reason when a test cannot run on this machine."""
-    return pytest.fail if TEST_ALL else pytest.skip  # type: ignore[return-value]
+    return _missing
 
 
 @pytest.fixture
@@ -78,3 +83,32 @@ def make_tracker(options: dict[str, Any]) -> Iterator[Callable[..., Tracker]]:
 def tracker(make_tracker: Callable[..., Tracker]) -> Tracker:
     """A tracker that delivers to the sandbox, when told to."""
     return make_tracker()
+
+
+def _serving(make: Callable[[Path], Any]) -> Iterator[Any]:
+    # Not a folder of pytest's: those are for their owner only, and the servers are users of their own.
+    with tempfile.TemporaryDirectory(prefix="katalys-", ignore_cleanup_errors=True) as folder:
+        try:
+            server = make(Path(folder))
+        except NotInstalled as fault:
+            _missing(str(fault))
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server; skipped, or failed under .ci/run, where none is installed."""
+    yield from _serving(Postgres)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """A MariaDB server."""
+    yield from _serving(MariaDB)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A Redis server."""
+    yield from _serving(Redis)
