@@ -149,8 +149,7 @@ def _deliver(arguments: argparse.Namespace) -> int:
         stop.set()
         wake.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     tracker = _tracker(arguments, [_Progress()] if sys.stderr.isatty() else [])
     try:
         if arguments.once:
@@ -158,6 +157,8 @@ def _deliver(arguments: argparse.Namespace) -> int:
         tracker.deliver(stop, wake)
     finally:
         tracker.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return OK
 
 
@@ -276,7 +277,7 @@ def _time(seconds: float | None) -> str:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    return demo.run(once=arguments.once)
+    return demo.run(once=arguments.once, out=lambda line: print(line, flush=True))  # also into a pipe
 
 
 def _sandbox(arguments: argparse.Namespace) -> int:

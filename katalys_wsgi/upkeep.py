@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .errors import InvalidConversion
-from .outbox import DEAD, DELIVERED, PENDING, Attempt, Entry, Outbox, Statistics
+from .outbox import DEAD, DELIVERED, PENDING, Entry, Outbox, Statistics
 from .postback import CONVERSION, Postback, email_hash, wire_problems
 
 
@@ -43,7 +43,7 @@ def story(entries: list[Entry], now: float) -> Iterator[str]:
     for entry in entries:
         yield from _beginning(entry)
         for number, attempt in enumerate(entry.history, 1):
-            yield f"Attempt {number}, {_time(attempt.at)}: {_answer(attempt)}."
+            yield f"Attempt {number}, {_time(attempt.at)}: {attempt.error or f'HTTP {attempt.status}'}."
         yield _what_is_next(entry, entries, now)
 
 
@@ -98,10 +98,6 @@ def _beginning(entry: Entry) -> Iterator[str]:
         yield f"The order was recorded, {_time(entry.created_at)}."
     else:
         yield f"An update of the order was recorded, {_time(entry.created_at)}."
-
-
-def _answer(attempt: Attempt) -> str:
-    return "Katalys took it (HTTP 204)" if attempt.error is None else attempt.error
 
 
 def _what_is_next(entry: Entry, entries: list[Entry], now: float) -> str:
