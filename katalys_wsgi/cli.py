@@ -281,7 +281,13 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _sandbox(arguments: argparse.Namespace) -> int:
-    with Sandbox(Collector(site_id=arguments.site_id), port=arguments.port) as sandbox:
+    sandbox = Sandbox(Collector(site_id=arguments.site_id), port=arguments.port)
+    try:
+        sandbox.start()
+    except (OSError, OverflowError) as fault:
+        print(f"Port {arguments.port} cannot be used: {fault}. Choose another one with --port.", file=sys.stderr)
+        return FAILED
+    with sandbox:
         print(f"Katalys' stand-in is listening. Set KATALYS_ENDPOINT={sandbox.endpoint}")
         print(f"What it received: {sandbox.url}    Ctrl-C ends it.", flush=True)
         threading.Event().wait()

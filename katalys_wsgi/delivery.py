@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from functools import partial
+from html import escape
 from logging import ERROR, INFO, WARNING
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -99,10 +101,16 @@ def retry_after(header: str | None, now: datetime) -> float | None:
 
 def scrubbed(text: str, payload: str) -> str:
     """The first words of an answer without the buyer's data, which an answer may repeat."""
-    for name, value in json.loads(payload).items():
-        if name in PERSONAL and value:
-            text = text.replace(value, "…")
-    text = re.sub(r"[^\s@]+@[^\s@]+", "…", text)
+    try:
+        fields = json.loads(payload)
+        values = [str(fields[name]) for name in PERSONAL if fields.get(name)]
+    except (ValueError, TypeError, AttributeError):
+        return ""  # who knows what it repeats
+    for value in values:
+        percent = quote(value, "", errors="replace")
+        for written in (value, percent, percent.replace("%20", "+"), escape(value), json.dumps(value)[1:-1]):
+            text = re.sub(re.escape(written), "…", text, flags=re.IGNORECASE)
+    text = re.sub(r"[^\s@]+(@|%40|&#64;)[^\s@]+", "…", text, flags=re.IGNORECASE)
     return " ".join(text.split())[:LONGEST_ERROR]
 
 
@@ -124,8 +132,9 @@ def _is_not_ours(_record: logging.LogRecord) -> bool:
     return not hasattr(_attempt, "deadline")
 
 
-# At DEBUG urllib3 logs every address, which over GET holds the buyer's data.
-logging.getLogger("urllib3.connectionpool").addFilter(_is_not_ours)
+# urllib3 logs addresses, which over GET hold the buyer's data.
+for _name in ("connection", "connectionpool", "util.retry"):
+    logging.getLogger(f"urllib3.{_name}").addFilter(_is_not_ours)
 
 
 def _remaining() -> float:
@@ -164,6 +173,15 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp.close()
         self.fp = io.BufferedReader(_Received(sock))
+
+    def begin(self) -> None:
+        super().begin()
+        # RFC 9110 §15.2: any number of interim answers may come first. http.client skips 100 only, would take a 103
+        # for the answer, and the answer for that to the next row.
+        while 102 <= self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment] # as before the first
+            super().begin()
+        self.will_close = self.will_close or self.status == 101
 
 
 class _Connection(HTTPConnection):
@@ -216,9 +234,13 @@ class Sender:
 
         :param deadline: seconds that the whole attempt may take, the setting unless given.
         """
+        try:
+            message = self._wire.encode(payload)
+        except (ValueError, TypeError, AttributeError):  # spoilt by hand, or saved from a damaged file
+            return Receipt(Verdict.REFUSED, error="the payload cannot be read")
         _attempt.deadline = time.monotonic() + (deadline or self._deadline)
         try:
-            return self._answer(payload)
+            return self._answer(message, payload)
         except Exception as fault:  # noqa: BLE001 - whatever breaks an attempt, its row is tried again
             return Receipt(Verdict.RETRY, error=scrubbed(_described(fault), payload))
         finally:
@@ -231,8 +253,7 @@ class Sender:
             pool.close()
             self._pool = PerProcess(self._make_pool)
 
-    def _answer(self, payload: str) -> Receipt:
-        message = self._wire.encode(payload)
+    def _answer(self, message: bytes, payload: str) -> Receipt:
         posts = self._wire.method == "POST"
         limit = _remaining()
         # What requests does at each call (merging settings, cookies, netrc, redirects, retries) is either done
@@ -352,13 +373,12 @@ class Relay:
             in hand is written down, at the next call.
         """
         done: Counter[str] = Counter()
-        with self._one_at_a_time, _Crew(self._attempt, self._workers) as crew:
+        stop = stop or threading.Event()
+        with self._one_at_a_time, _Crew(partial(self._attempt, stop), self._workers) as crew:
             try:
                 self._write([], done)
                 while True:
-                    if self._endpoint.is_paused() or (stop is not None and stop.is_set()):
-                        crew.halt()
-                    crew.take_on(self._claim(crew))
+                    crew.take_on(self._claim(crew, stop))
                     if not crew.in_hand:
                         self._prune()
                         return Drained(done["delivered"], done["pending"], done["dead"])
@@ -378,18 +398,25 @@ class Relay:
             if deleted:
                 self._events.emit("outbox_pruned", rows=deleted)
 
-    def _claim(self, crew: _Crew) -> list[Entry]:
+    def _claim(self, crew: _Crew, stop: threading.Event) -> list[Entry]:
         limit = self._endpoint.limit(self._capacity) - crew.in_hand
-        if crew.halted or limit <= 0 or crew.in_hand > self._capacity // 2:
+        if stop.is_set() or limit <= 0 or crew.in_hand > self._capacity // 2:
             return []
         return self._outbox.claim(limit, 3 * self._deadline)
 
-    def _attempt(self, entry: Entry) -> Receipt | None:
-        """One attempt; None when the row waited so long that its lease could end before the attempt does."""
+    def _attempt(self, stop: threading.Event, entry: Entry) -> Receipt | None:
+        """One attempt, in a thread of the crew; None when none may be begun.
+
+        That is so after a stop, in a pause, and when the row waited so long that its lease might end meanwhile.
+        """
+        if entry.payload is None:
+            return Receipt(Verdict.REFUSED, error="the payload is gone")
         leased_for = (entry.leased_until or 0.0) - self._clock()
-        if entry.payload is None or leased_for < self._deadline:
+        if stop.is_set() or self._endpoint.is_paused() or leased_for < self._deadline:
             return None
-        return self._sender.send(entry.payload)
+        receipt = self._sender.send(entry.payload)
+        self._note(receipt)  # here, not where it is settled: the next row of this thread must know
+        return receipt
 
     def _decided(self, crew: _Crew) -> list[Change]:
         return [self._decide(entry, receipt) for entry, receipt in crew.collect()]
@@ -397,7 +424,6 @@ class Relay:
     def _decide(self, entry: Entry, receipt: Receipt | None) -> Change:
         if receipt is None:
             return Change.release(entry)
-        self._note(receipt)
         if receipt.verdict is Verdict.DELIVERED:
             return Change.settle(entry, receipt)
         if receipt.verdict is Verdict.MISCONFIGURED:
@@ -409,11 +435,10 @@ class Relay:
         return Change.postpone(entry, receipt, delay)
 
     def _note(self, receipt: Receipt) -> None:
-        was_healthy = self._endpoint.healthy
-        self._endpoint.note(receipt)
-        if was_healthy and not self._endpoint.healthy:
+        changed = self._endpoint.note(receipt)
+        if changed and not self._endpoint.healthy:
             self._events.emit("endpoint_paused", level=ERROR, status=receipt.status, reason=receipt.error)
-        elif not was_healthy and self._endpoint.healthy:
+        elif changed:
             self._events.emit("endpoint_resumed")
 
     def _write(self, changes: list[Change], done: Counter[str]) -> None:
@@ -452,6 +477,7 @@ class _Endpoint:
     def __init__(self, clock: Callable[[], float], chance: Callable[[], float]) -> None:
         self._clock = clock
         self._chance = chance
+        self._lock = threading.Lock()
         self._failures = 0
         self._pauses = 0
         self._paused_until = 0.0
@@ -469,14 +495,21 @@ class _Endpoint:
         """How many rows may be in hand."""
         return 0 if self.is_paused() else capacity if self.healthy else 1
 
-    def note(self, receipt: Receipt) -> None:
-        """Learn from an answer. Rows that were under way when a pause began do not lengthen it."""
-        if receipt.verdict in (Verdict.DELIVERED, Verdict.REFUSED):
-            self._failures = self._pauses = 0
-            return
+    def note(self, receipt: Receipt) -> bool:
+        """Learn from an attempt; tells whether health changed."""
+        with self._lock:
+            was_healthy = self.healthy
+            if receipt.verdict in (Verdict.RETRY, Verdict.MISCONFIGURED):
+                self._failed(receipt)
+            elif receipt.status is not None:
+                self._failures = self._pauses = 0
+                self._paused_until = 0.0
+            return was_healthy != self.healthy
+
+    def _failed(self, receipt: Receipt) -> None:
         self._failures += 1
         serious = receipt.verdict is Verdict.MISCONFIGURED or self._failures >= FAILURES_BEFORE_PROBING
-        if serious and not self.is_paused():
+        if serious and not self.is_paused():  # rows that were under way when a pause began do not lengthen it
             self._pauses += 1
             wait = back_off(self._pauses, 0.5 + self._chance() / 2)
             self._paused_until = self._clock() + max(wait, receipt.retry_after or 0.0)

@@ -333,7 +333,7 @@ class Tracker:
                 raise
             # The fault's own text may repeat the buyer's data; its place does not.
             place = extract_tb(fault.__traceback__)[-1]
-            order_id = getattr(order, "order_id", None)
+            order_id = order.order_id if isinstance(order, (Conversion, OrderUpdate, Postback)) else None
             known = str(order_id) if isinstance(order_id, (str, int)) else "unknown"
             return self._lost(known, f"{type(fault).__name__} at {place.name}:{place.lineno}")
         finally:
@@ -439,21 +439,23 @@ class _RelayThread:
         """Start the thread unless it runs, and have it look into the outbox now."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._stop.clear()
-                self._thread = threading.Thread(target=self._run, name="katalys-relay", daemon=True)
-                self._thread.start()
+                self._stop = threading.Event()
+                thread = threading.Thread(target=self._run, args=(self._stop,), name="katalys-relay", daemon=True)
+                thread.start()
+                self._thread = thread
         self._wake.set()
 
     def stop(self, patience: float) -> None:
         """Have the thread finish the rows in hand, and wait for that up to ``patience`` seconds."""
         with self._lock:
+            thread, self._thread = self._thread, None
             self._stop.set()
             self._wake.set()
-            if self._thread is not None:
-                self._thread.join(patience)
+        if thread is not None:  # outside the lock: a page may be about to record
+            thread.join(patience)
 
-    def _run(self) -> None:
-        self._relay.get().run(self._stop, self._wake)
+    def _run(self, stop: threading.Event) -> None:
+        self._relay.get().run(stop, self._wake)
 
 
 class Html(str):
@@ -507,12 +509,15 @@ def _outbox(setting: Any, clock: Callable[[], float]) -> Outbox:
     if not isinstance(setting, str):
         return setting  # type: ignore[no-any-return] # an Outbox, says the setting
     scheme, _, path = setting.partition(":///")
-    if scheme != "sqlite":
-        raise ConfigurationError(
-            f"outbox is a {scheme.partition(':')[0]} address; this version knows sqlite:///<file> only."
-        )
-    from .outbox.sqlite import (
-        SQLiteOutbox,
-    )  # loads sqlite3, which a shop with an outbox of its own does without
+    if scheme == "sqlite":
+        from .outbox.sqlite import SQLiteOutbox  # loads sqlite3, which a shop with another outbox does without
 
-    return SQLiteOutbox(path, clock=clock)
+        return SQLiteOutbox(path, clock=clock)
+    try:
+        from .outbox.sqlalchemy import SQLAlchemyOutbox  # loads SQLAlchemy, which most shops do without
+    except ImportError as fault:
+        raise ConfigurationError(
+            f"outbox is a {scheme.partition(':')[0]} address, for which SQLAlchemy is missing ({fault}); "
+            "pip install 'katalys-wsgi[sqlalchemy]'."
+        ) from None
+    return SQLAlchemyOutbox(setting)  # the database's clock decides
