@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 #: In the query of every Katalys link (``transaction_id=``, ``publisher_id=``), and in few others.
 MARKER = "_id="
@@ -34,6 +34,7 @@ _NAMES = {
     "publisher_id": "aff_id",
     "aff_id": "aff_id",
 }
+_IDS = ("transaction_id", "offer_id", "aff_id")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class Click:
         found = _parameters(query)
         if found is None or (sources and found.pop("utm_source", "").lower() not in sources):
             return None
-        transaction_id, offer_id, aff_id = map(found.get, ("transaction_id", "offer_id", "aff_id"))
+        ids = transaction_id, offer_id, aff_id = [found.get(name) for name in _IDS]
         if not ((transaction_id and sources) or (offer_id and aff_id)):
             return None
-        if not all(_is_id(value) for value in (transaction_id, offer_id, aff_id) if value):
+        if not all(map(_is_id, filter(None, ids))):
             return None
         return cls(transaction_id, offer_id, aff_id, now)
 
@@ -90,13 +91,15 @@ def _parameters(query: str) -> dict[str, str] | None:
     """
     if len(query) > LONGEST_QUERY:
         query = query[:LONGEST_QUERY].rpartition("&")[0]  # half a value would be a wrong one
-    try:
-        pairs = parse_qsl(query, errors="replace", max_num_fields=MOST_PARAMETERS)
-    except ValueError:
+    fields = query.split("&", MOST_PARAMETERS)
+    if len(fields) > MOST_PARAMETERS:
         return None
     found: dict[str, str] = {}
-    for key, value in pairs:
+    for field in fields:  # as parse_qsl does, but most of a link is plain, and half of it is for others
+        key, _, value = field.partition("=")
+        if "%" in field or "+" in field:
+            key, value = unquote_plus(key, errors="replace"), unquote_plus(value, errors="replace")
         name = _NAMES.get(key.removeprefix("amp;"))
-        if name and found.setdefault(name, value) != value:
+        if name and value and found.setdefault(name, value) != value:
             return None
     return found

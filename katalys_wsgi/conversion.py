@@ -7,7 +7,7 @@ and the developer sees the whole list.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
@@ -287,22 +287,22 @@ _OPTIONAL: dict[str, Check] = {
         "billing_postal", "shipping_city", "shipping_state", "shipping_postal",
     ), _text),
 }  # fmt: skip
-_DISCOUNT: dict[str, Check] = {"amount": money}
+_ORDER = {**_REQUIRED, **_OPTIONAL}
+_DISCOUNT: dict[str, Check] = {"code": _text, "amount": money}
 _LINE_ITEM: dict[str, Check] = {
-    "price": money, "qty": _quantity, "title": _text, "variation": _text, "categories": _categories,
+    "sku": _text, "price": money, "qty": _quantity, "title": _text, "variation": _text, "categories": _categories,
 }  # fmt: skip
 
 
 def _problems(order: _Order) -> Iterator[str]:
     currency = order.currency if isinstance(order.currency, str) else None
-    required: dict[str, Check] = _REQUIRED if isinstance(order, Conversion) else {"order_id": _identifier}
-    yield from _faults(order, required, {**_REQUIRED, **_OPTIONAL}, currency)
+    yield from _faults(order, _ORDER, _REQUIRED if isinstance(order, Conversion) else ("order_id",), currency)
     for number, discount in _listed(order.discounts):
         coupon = discount if isinstance(discount, Discount) else Discount(discount)
-        yield from _faults(coupon, {"code": _text}, _DISCOUNT, currency, f"discounts[{number}].")
+        yield from _faults(coupon, _DISCOUNT, ("code",), currency, f"discounts[{number}].")
     for number, item in _listed(order.line_items):
         if isinstance(item, LineItem):
-            yield from _faults(item, {"sku": _text}, _LINE_ITEM, currency, f"line_items[{number}].")
+            yield from _faults(item, _LINE_ITEM, ("sku",), currency, f"line_items[{number}].")
         else:
             yield f"line_items[{number}]: is a {type(item).__name__}; give a LineItem"
     for name in ("discounts", "line_items"):
@@ -315,10 +315,11 @@ def _listed(values: object) -> Iterable[tuple[int, Any]]:
 
 
 def _faults(
-    owner: object, required: dict[str, Check], known: dict[str, Check], currency: str | None, prefix: str = ""
+    owner: object, checks: dict[str, Check], required: Collection[str], currency: str | None, prefix: str = ""
 ) -> Iterator[str]:
-    for name, check in {**required, **known}.items():
-        value = getattr(owner, name)
+    values = vars(owner)
+    for name, check in checks.items():
+        value = values[name]
         if value is None and name not in required:
             continue
         try:

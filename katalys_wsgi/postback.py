@@ -35,6 +35,8 @@ _AMOUNTS = ("sale_amount", "subtotal_amount", "tax_amount", "shipping_amount")
 _REQUIRED = ("order_id", "email_address", "sale_amount", "subtotal_amount")
 _REQUIRED_MAY_BE_EMPTY = ("client_ip", "user_agent", "discount_1_code")
 
+_compact_json = json.JSONEncoder(separators=(",", ":")).encode
+
 #: Never shown in a log or an error, should an answer repeat them.
 PERSONAL = ("email_address", "client_ip", "user_agent", "vid")
 
@@ -102,7 +104,7 @@ class Postback:
     @classmethod
     def from_fields(cls, fields: Mapping[str, str], kind: str, clicked_at: float | None = None) -> Postback:
         """The message that consists of ``fields``, Katalys' key names, in their order."""
-        payload = json.dumps(fields, separators=(",", ":"))
+        payload = _compact_json(fields)
         key = message_key(fields["site_id"], fields["order_id"], kind, payload)
         return cls(key, _storable(fields["order_id"]), kind, payload, clicked_at)
 
@@ -141,8 +143,9 @@ def _further_fields(order: Conversion | OrderUpdate) -> Iterator[tuple[str, str]
         yield f"discount_{number}_code", _plain(coupon.code)
         if coupon.amount is not None:
             yield f"discount_{number}_amount", _amount(coupon.amount)
+    values = vars(order)
     for name in _SAME_NAME:
-        value = getattr(order, name)
+        value = values[name]
         if value is not None:
             yield name, _WRITERS.get(name, _plain)(value)
     for number, item in _counted(order.line_items):

@@ -49,8 +49,10 @@ def ignores_proxy(environ: Environ, trusted_proxies: int = 0) -> str | None:
 
 
 def _forwarded_proto(environ: Environ, trusted_proxies: int = 1) -> str:
+    if "HTTP_X_FORWARDED_PROTO" not in environ:
+        return ""
     # Some proxies append their scheme, most replace what is there; so there may be fewer entries than proxies.
-    entries = str(environ.get("HTTP_X_FORWARDED_PROTO", "")).split(",")
+    entries = str(environ["HTTP_X_FORWARDED_PROTO"]).split(",")
     return entries[-min(max(trusted_proxies, 1), len(entries))].strip().lower()
 
 

@@ -6,9 +6,10 @@ import fcntl
 import os
 import sqlite3
 import threading
-import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import OutboxUnavailable
@@ -50,6 +51,13 @@ _NETWORKS = ("nfs", "cifs", "smb", "afs", "fuse.sshfs", "ceph", "fuse.glusterfs"
 
 _DAMAGED = ("malformed", "not a database", "disk image")
 
+#: Seconds that a fork waits for each of this process's transactions.
+PATIENCE_AT_FORK = 5.0
+
+
+class Mended(OutboxUnavailable):
+    """The file was damaged and is set aside; a new one with what could be read is in its place: try again."""
+
 
 class Connection:
     """The process's one connection, opened at first use; its threads queue here, not in SQLite's sleeping busy loop."""
@@ -58,6 +66,10 @@ class Connection:
         self._path = path
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._patience: float | None = None  # what the connection was told
+        self._held_for_fork = False
+        _connections.add(self)
 
     @contextmanager
     def transaction(self, patience: float) -> Iterator[sqlite3.Connection]:
@@ -77,18 +89,23 @@ class Connection:
     def reading(self, patience: float) -> Iterator[sqlite3.Connection]:
         """The connection, exclusively; waits for other threads and other processes up to ``patience`` seconds each.
 
-        :raises OutboxUnavailable: SQLite refused, for whatever reason. A damaged file is set aside before.
+        :raises Mended: the file was damaged; there is a new one.
+        :raises OutboxUnavailable: SQLite refused, for any other reason.
         """
         if not self._lock.acquire(timeout=patience):
             raise OutboxUnavailable(f"The outbox {self._path} was busy in this process for {patience:g} seconds.")
         try:
-            db = self._db = self._db or open_outbox(self._path)
-            db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+            db = self._opened(patience)
+            if self._patience != patience:
+                db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+                self._patience = patience
             yield db
         except (sqlite3.Error, OSError) as fault:
             if is_damage(fault):
                 self._let_go()
-                set_aside(self._path)
+                with suppress(sqlite3.Error, OSError):  # a full disk; the next one to meet the damage tries again
+                    set_aside(self._path)
+                    raise Mended(f"The outbox {self._path} was damaged and is set aside: {fault}.") from fault
             advice = "See that its directory exists, is writable for this user and is on a local disk with free space."
             raise OutboxUnavailable(f"The outbox {self._path} cannot be used: {fault}. {advice}") from fault
         finally:
@@ -99,29 +116,82 @@ class Connection:
         with self._lock:
             self._let_go()
 
+    def _opened(self, patience: float) -> sqlite3.Connection:
+        file = _identity(self._path)
+        if self._db is None or file != self._file:  # another process has set it aside, or somebody moved it
+            self._let_go()
+            self._db, self._file = open_outbox(self._path, patience), file or _identity(self._path)
+        return self._db
+
     def _let_go(self) -> None:
-        db, self._db = self._db, None
+        db, self._db, self._patience = self._db, None, None
         if db is not None:
             db.close()
 
+    def _hold_for_fork(self) -> None:
+        self._held_for_fork = self._lock.acquire(timeout=PATIENCE_AT_FORK)
 
-def open_outbox(path: Path) -> sqlite3.Connection:
-    """A connection to the outbox at ``path``, made or migrated if need be; a damaged file is set aside."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its journal the mode of the file
+    def _let_go_after_fork(self) -> None:
+        if self._held_for_fork:
+            self._held_for_fork = False
+            self._lock.release()
+
+
+# SQLite remembers in the memory of a process what it has locked. A child born within a transaction of another thread
+# would believe for ever that its own process holds those locks: it could never write. So a fork waits for the commit.
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for connection in list(_connections):
+        connection._hold_for_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for connection in list(_connections):
+        connection._let_go_after_fork()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=lambda: _connections.clear()
+)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        return _open(path)
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def open_outbox(path: Path, patience: float) -> sqlite3.Connection:
+    """A connection to the outbox at ``path``, made or migrated if need be; a damaged file is set aside."""
+    _create(path)
+    try:
+        return _open(path, patience)
     except sqlite3.DatabaseError as fault:
         if not is_damage(fault):
             raise
         set_aside(path)
-        return _open(path)
+        return _open(path, patience)
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _create(path: Path) -> None:
+    """Make the file, readable by its owner only; SQLite gives its journal the same mode.
+
+    One that is there is not touched: closing any descriptor of a file drops every lock the process has on it (POSIX).
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _open(path: Path, patience: float) -> sqlite3.Connection:
     # isolation_level=None: the driver must not begin transactions of its own.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=patience)
     try:
         db.row_factory = sqlite3.Row
+        db.text_factory = _text
         db.execute(f"PRAGMA journal_mode = {journal_mode()}").fetchall()
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA secure_delete = ON").fetchall()
@@ -170,21 +240,34 @@ def is_damage(fault: BaseException) -> bool:
 
 
 def set_aside(path: Path) -> None:
-    """Rename a damaged file to ``….corrupt-<time>``, start a new one and carry over the rows that can be read.
+    """Put a new file with the rows that can be read in place of a damaged one, which becomes ``….corrupt-<time>``.
 
-    Processes take turns; the second one finds a sound file and leaves it alone.
+    Processes take turns; the second one finds a sound file and leaves it alone. Killed at any moment, it leaves the
+    damaged file or the mended one.
     """
+    mended = Path(f"{path}.mended")
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_sound(path):
             return
-        aside = Path(f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-        for suffix in ("-journal", "-wal", "-shm", ""):  # a journal left behind would be played into the new file
-            with suppress(FileNotFoundError):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        saved = _salvage(aside, path)
+        _remove(mended)
+        with closing(sqlite3.connect(path, isolation_level=None)) as damaged:
+            with suppress(sqlite3.Error):  # too broken for anybody to write into
+                damaged.execute("BEGIN IMMEDIATE")
+            saved = _salvage(damaged, mended)
+            aside = Path(f"{path}.corrupt-{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%f}")
+            for suffix in ("-journal", "-wal", "-shm"):  # left behind, it would be played into the new file
+                with suppress(FileNotFoundError):
+                    os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+            os.link(path, aside)
+            os.rename(mended, path)
+            _remove(mended)
         log.critical("katalys_wsgi.outbox_damaged set_aside_as=%s rows_saved=%d", aside, saved)
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def _is_sound(path: Path) -> bool:
@@ -195,24 +278,42 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _salvage(damaged: Path, path: Path) -> int:
-    """Copy the readable rows; from both ends, because a scan stops at the first broken page."""
-    rows: dict[int, sqlite3.Row] = {}
-    for order in ("ASC", "DESC"):
-        with suppress(sqlite3.Error), closing(sqlite3.connect(damaged)) as old:
-            old.row_factory = sqlite3.Row
-            for row in old.execute(f"SELECT * FROM katalys_outbox NOT INDEXED ORDER BY id {order}"):  # noqa: S608
-                rows.setdefault(row["id"], row)
+def _salvage(damaged: sqlite3.Connection, path: Path) -> int:
+    """Copy the readable rows of a damaged file into a new one."""
     saved = 0
-    with closing(_open(path)) as new:
+    _create(path)
+    with closing(_open(path, patience=0)) as new:
+        known = {column["name"] for column in new.execute("PRAGMA table_info(katalys_outbox)")}
         new.execute("BEGIN IMMEDIATE")
-        for _, row in sorted(rows.items()):
+        for _, row in sorted(_readable(damaged).items()):
+            names = [name for name in row.keys() if name in known]  # noqa: SIM118 - a Row iterates over its values
+            statement = f"INSERT INTO katalys_outbox ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
             with suppress(sqlite3.Error):  # a row that is garbage itself
-                names = ", ".join(row.keys())
-                marks = ", ".join("?" * len(row))
-                saved += new.execute(f"INSERT INTO katalys_outbox ({names}) VALUES ({marks})", tuple(row)).rowcount  # noqa: S608
+                saved += new.execute(statement, [row[name] for name in names]).rowcount
         new.execute("COMMIT")
     return saved
+
+
+def _readable(damaged: sqlite3.Connection) -> dict[int, sqlite3.Row]:
+    """The rows by id: from both ends, because a scan stops at the first broken page; between two such, one by one."""
+    damaged.row_factory = sqlite3.Row
+    damaged.text_factory = _text
+    select = "SELECT * FROM katalys_outbox NOT INDEXED"
+    rows: dict[int, sqlite3.Row] = {}
+    for order in ("ASC", "DESC"):
+        with suppress(sqlite3.Error):
+            for row in damaged.execute(f"{select} ORDER BY id {order}"):
+                rows.setdefault(row["id"], row)
+    for row_id in range(min(rows, default=0), max(rows, default=0)):
+        if row_id not in rows:
+            with suppress(sqlite3.Error):
+                rows.update((row_id, row) for row in damaged.execute(f"{select} WHERE id = ?", (row_id,)))
+    return rows
+
+
+def _text(raw: bytes) -> str:
+    """One broken text must not make its row unreadable, nor repeat the buyer's data in sqlite3's error."""
+    return raw.decode("utf-8", "replace")
 
 
 # --- network file systems ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from . import (
     new_columns,
     revived_columns,
 )
-from .file import Connection, network_file_system
+from .file import Connection, Mended, network_file_system
 
 #: Seconds that a shop's page waits for the file, and that the relay does.
 PATIENCE_IN_REQUEST = 2.0
@@ -97,9 +98,19 @@ class SQLiteOutbox:
         """
         if connection is not None:
             raise TypeError("connection= needs the outbox in the shop's database: set outbox to its SQLAlchemy URL")
-        now = self._clock()
-        with self._store.get().transaction(PATIENCE_IN_REQUEST) as db:
-            if _insert(db, new_columns(postback, problems, now)):
+        try:
+            return self._add(postback, problems)
+        except Mended:
+            return self._add(postback, problems)
+
+    def _add(self, postback: Postback, problems: Sequence[str]) -> Added:
+        now, store = self._clock(), self._store.get()
+        columns = new_columns(postback, problems, now)
+        with store.reading(PATIENCE_IN_REQUEST) as db:
+            if _insert(db, columns):  # alone, a statement is a transaction that waits for its lock as ours do
+                return Added.NEW
+        with store.transaction(PATIENCE_IN_REQUEST) as db:
+            if _insert(db, columns):  # it was pruned in between
                 return Added.NEW
             there = db.execute("SELECT id, state, attempts, digest FROM katalys_outbox WHERE key = ?", (postback.key,))
             row = dict(there.fetchone())
@@ -175,6 +186,9 @@ class SQLiteOutbox:
             with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
                 batch = db.execute(_PRUNE, values).rowcount
             deleted += batch
+        with self._store.get().reading(PATIENCE_IN_RELAY) as db:
+            # A write-ahead log keeps what was delivered or deleted until it begins anew.
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return deleted
 
     def statistics(self) -> Statistics:
@@ -190,9 +204,13 @@ class SQLiteOutbox:
 
 
 def _insert(db: sqlite3.Connection, columns: dict[str, Any]) -> int:
-    names, marks = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-    statement = f"INSERT INTO katalys_outbox ({names}) VALUES ({marks}) ON CONFLICT (key) DO NOTHING"  # noqa: S608 - our own names
-    return db.execute(statement, columns).rowcount
+    return db.execute(_insertion(tuple(columns)), tuple(columns.values())).rowcount
+
+
+@lru_cache
+def _insertion(names: tuple[str, ...]) -> str:
+    marks = ", ".join("?" * len(names))
+    return f"INSERT INTO katalys_outbox ({', '.join(names)}) VALUES ({marks}) ON CONFLICT (key) DO NOTHING"  # noqa: S608 - our own names
 
 
 def _update(db: sqlite3.Connection, columns: dict[str, Any], **where: object) -> int:
