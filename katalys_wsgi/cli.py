@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -187,7 +188,8 @@ class _Progress:
 
 def _status(arguments: argparse.Namespace) -> int:
     now = time.time()
-    status = upkeep.status(_tracker(arguments).outbox)
+    with closing(_tracker(arguments)) as tracker:
+        status = upkeep.status(tracker.outbox)
     statistics = status.statistics
     age = now - statistics.oldest_pending if statistics.oldest_pending else 0.0
     if arguments.json:
@@ -201,7 +203,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    entries = _tracker(arguments).outbox.entries(arguments.state, limit=arguments.limit)
+    with closing(_tracker(arguments)) as tracker:
+        entries = tracker.outbox.entries(arguments.state, limit=arguments.limit)
     if arguments.json:
         print(json.dumps([upkeep.as_row(entry) for entry in entries], indent=2))
     else:
@@ -212,7 +215,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _why(arguments: argparse.Namespace) -> int:
-    entries = _tracker(arguments).outbox.history(arguments.order)
+    with closing(_tracker(arguments)) as tracker:
+        entries = tracker.outbox.history(arguments.order)
     if arguments.json:
         print(json.dumps([upkeep.as_row(entry) for entry in entries], indent=2))
     elif entries:
@@ -232,10 +236,10 @@ def _retry(arguments: argparse.Namespace) -> int:
     if len(changes) != len(arguments.set) or (changes and arguments.all_dead):
         print("--set takes FIELD=VALUE, each field once, and one ORDER", file=sys.stderr)
         return WRONG_USE
-    outbox = _tracker(arguments).outbox
-    entries = _every_dead(outbox) if arguments.all_dead else outbox.history(arguments.order)
-    dead = [entry for entry in entries if entry.state == DEAD]
-    revived = [entry for entry in dead if _revive(outbox, entry, changes)]
+    with closing(_tracker(arguments)) as tracker:
+        entries = _every_dead(tracker.outbox) if arguments.all_dead else tracker.outbox.history(arguments.order)
+        dead = [entry for entry in entries if entry.state == DEAD]
+        revived = [entry for entry in dead if _revive(tracker.outbox, entry, changes)]
     print(f"{len(revived)} of {len(dead)} dead letters will be tried again")
     return OK if revived and len(revived) == len(dead) else FAILED
 
@@ -253,17 +257,17 @@ def _revive(outbox: Outbox, entry: Entry, changes: dict[str, str]) -> bool:
 
 
 def _forget(arguments: argparse.Namespace) -> int:
-    tracker = _tracker(arguments)
-    key = tracker.settings.secret_key[0]
-    count = upkeep.forget(tracker.outbox, order_id=arguments.order, email_address=arguments.email, email_key=key)
+    with closing(_tracker(arguments)) as tracker:
+        key = tracker.settings.secret_key[0]
+        count = upkeep.forget(tracker.outbox, order_id=arguments.order, email_address=arguments.email, email_key=key)
     print(f"{count} entries were emptied")
     return OK
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    tracker = _tracker(arguments)
-    age = tracker.settings.retention if arguments.older_than is None else timedelta(days=arguments.older_than)
-    print(f"{tracker.outbox.prune(time.time() - age.total_seconds())} entries were deleted")
+    with closing(_tracker(arguments)) as tracker:
+        age = tracker.settings.retention if arguments.older_than is None else timedelta(days=arguments.older_than)
+        print(f"{tracker.outbox.prune(time.time() - age.total_seconds())} entries were deleted")
     return OK
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -402,7 +402,9 @@ class Relay:
         limit = self._endpoint.limit(self._capacity) - crew.in_hand
         if stop.is_set() or limit <= 0 or crew.in_hand > self._capacity // 2:
             return []
-        return self._outbox.claim(limit, 3 * self._deadline)
+        lease = 3 * self._deadline
+        until = self._clock() + lease  # by our own clock: a database's may differ, and is then compared with nothing
+        return [replace(entry, leased_until=until) for entry in self._outbox.claim(limit, lease)]
 
     def _attempt(self, stop: threading.Event, entry: Entry) -> Receipt | None:
         """One attempt, in a thread of the crew; None when none may be begun.

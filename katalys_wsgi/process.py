@@ -9,11 +9,51 @@ back what the parent is just writing.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+#: Seconds that a fork waits for a lock.
+PATIENCE_AT_FORK = 5.0
+
+
+class ForkLock:
+    """A lock that a fork waits for: no child is born while another thread of its parent holds it.
+
+    A child inherits what is locked, and not the thread that would unlock it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held_for_fork = False
+        _locks.add(self)
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Wait for the lock up to ``timeout`` seconds; whether it is the caller's now."""
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _before_fork(self) -> None:
+        self._held_for_fork = self._lock.acquire(timeout=PATIENCE_AT_FORK)
+
+    def _after_fork_in_parent(self) -> None:
+        if self._held_for_fork:
+            self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
 
 
 class PerProcess(Generic[T]):
@@ -52,9 +92,24 @@ def _immortalise(value: object) -> None:
 _instances: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
+_locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for lock in list(_locks):
+        lock._before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for lock in list(_locks):
+        lock._after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    for lock in list(_locks):
+        lock._after_fork_in_child()
     for instance in list(_instances):
         instance._abandon_inherited()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timezone
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from ..errors import OutboxUnavailable
 from ..events import log
+from ..process import ForkLock
 
 #: Steps of schema 1, each a minor version: they only add, so that older code keeps recording in a newer file.
 MAJOR = 1
@@ -51,9 +50,6 @@ _NETWORKS = ("nfs", "cifs", "smb", "afs", "fuse.sshfs", "ceph", "fuse.glusterfs"
 
 _DAMAGED = ("malformed", "not a database", "disk image")
 
-#: Seconds that a fork waits for each of this process's transactions.
-PATIENCE_AT_FORK = 5.0
-
 
 class Mended(OutboxUnavailable):
     """The file was damaged and is set aside; a new one with what could be read is in its place: try again."""
@@ -64,12 +60,12 @@ class Connection:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        # SQLite remembers in the memory of a process what it has locked. A child born within a transaction of another
+        # thread would believe for ever that its own process holds those locks: it could never write.
+        self._lock = ForkLock()
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._patience: float | None = None  # what the connection was told
-        self._held_for_fork = False
-        _connections.add(self)
 
     @contextmanager
     def transaction(self, patience: float) -> Iterator[sqlite3.Connection]:
@@ -116,6 +112,10 @@ class Connection:
         with self._lock:
             self._let_go()
 
+    def __del__(self) -> None:
+        # Test suites make an application, and so an outbox, for each test, and drop it as it is.
+        self._let_go()
+
     def _opened(self, patience: float) -> sqlite3.Connection:
         file = _identity(self._path)
         if self._db is None or file != self._file:  # another process has set it aside, or somebody moved it
@@ -127,34 +127,6 @@ class Connection:
         db, self._db, self._patience = self._db, None, None
         if db is not None:
             db.close()
-
-    def _hold_for_fork(self) -> None:
-        self._held_for_fork = self._lock.acquire(timeout=PATIENCE_AT_FORK)
-
-    def _let_go_after_fork(self) -> None:
-        if self._held_for_fork:
-            self._held_for_fork = False
-            self._lock.release()
-
-
-# SQLite remembers in the memory of a process what it has locked. A child born within a transaction of another thread
-# would believe for ever that its own process holds those locks: it could never write. So a fork waits for the commit.
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for connection in list(_connections):
-        connection._hold_for_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for connection in list(_connections):
-        connection._let_go_after_fork()
-
-
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=lambda: _connections.clear()
-)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
