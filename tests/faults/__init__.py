@@ -1,0 +1,1 @@
+"""Nothing recorded is ever lost: tests that kill, fill, cut and corrupt."""
