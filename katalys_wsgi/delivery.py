@@ -564,4 +564,8 @@ class _Crew:
 
     def _work(self) -> None:
         while (entry := self._jobs.get()) is not None:
-            self._results.put((entry, None if self.halted else self._attempt(entry)))
+            try:
+                receipt = None if self.halted else self._attempt(entry)
+            except Exception as fault:  # noqa: BLE001 - collect() would wait for this row for ever
+                receipt = Receipt(Verdict.RETRY, error=type(fault).__name__)
+            self._results.put((entry, receipt))

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 #: Seconds that a checkout waits for Katalys, only when the outbox cannot be written.
 DIRECT_DEADLINE = 2.0
 
+#: Seconds beyond the deadline of an attempt that close() waits, for what came of it to be written down.
+LAST_COMMIT = 2.0
+
 TOKEN_VERSION = 1
 TOKEN_SALT = "katalys_wsgi.visit.v1"  # noqa: S105 - a salt is no secret; it keeps one use's texts from another's
 
@@ -315,7 +318,7 @@ class Tracker:
         """Stop the delivery thread after the rows in hand, and close connections; the next record starts anew."""
         thread = self._thread.peek()
         if thread is not None:
-            thread.stop(self.settings.deadline.total_seconds())
+            thread.stop(self.settings.deadline.total_seconds() + LAST_COMMIT)
         self.outbox.close()
 
     def _record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:

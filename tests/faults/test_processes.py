@@ -21,7 +21,6 @@ from tests.support import LINK, make_conversion, make_environ
 
 from .harness import (
     BIN,
-    PATIENCE,
     ROOT,
     Buyers,
     accepted_orders,
