@@ -77,7 +77,11 @@ def running(command: Iterable[object], env: dict[str, str], log: Path, **options
     with log.open("ab") as out:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
         popen = subprocess.Popen(
-            [str(part) for part in command], env=env, cwd=log.parent, start_new_session=True, **{**streams, **options}
+            [str(part) for part in command],
+            env={**env, "HOME": str(log.parent)},  # where gunicorn puts a socket
+            cwd=log.parent,
+            start_new_session=True,
+            **{**streams, **options},
         )
     try:
         yield Program(popen, log)

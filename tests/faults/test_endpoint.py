@@ -58,7 +58,8 @@ def outbox(tmp_path: Path) -> Iterator[SQLiteOutbox]:
 @pytest.mark.parametrize("century", range(1, 6), ids=lambda century: f"{century}xx")
 def test_every_status_leads_to_what_the_table_says(century, make_tracker, outbox, sandbox):
     """Over the socket, through a whole relay. Only a 204 is a delivery, and only what the table names is buried."""
-    tracker = make_tracker(outbox=outbox, read_timeout=0.3)
+    # An interim answer is no answer: those of the first hundred end with the read timeout.
+    tracker = make_tracker(outbox=outbox, read_timeout=0.05 if century == 1 else 5)
     seen = {}
     for status in range(100 * century, 100 * century + 100):
         tracker.visit(make_environ(LINK)).record(make_conversion(str(status)))
