@@ -129,7 +129,7 @@ class Conversion(_Order):
     """
 
     order_id: str | int
-    email_address: str
+    email_address: str = field(repr=False)  # a repr ends in logs
     sale_amount: Money
     subtotal_amount: Money
 
@@ -142,7 +142,7 @@ class OrderUpdate(_Order):
     """
 
     order_id: str | int
-    email_address: str | None = field(default=None, kw_only=True)
+    email_address: str | None = field(default=None, kw_only=True, repr=False)
     sale_amount: Money | None = field(default=None, kw_only=True)
     subtotal_amount: Money | None = field(default=None, kw_only=True)
 

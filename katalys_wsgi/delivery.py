@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
-from html import escape
+from html import unescape
 from logging import ERROR, INFO, WARNING
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -106,11 +106,11 @@ def scrubbed(text: str, payload: str) -> str:
         values = [str(fields[name]) for name in PERSONAL if fields.get(name)]
     except (ValueError, TypeError, AttributeError):
         return ""  # who knows what it repeats
+    text = unescape(unquote(text))  # however it was repeated
     for value in values:
-        percent = quote(value, "", errors="replace")
-        for written in (value, percent, percent.replace("%20", "+"), escape(value), json.dumps(value)[1:-1]):
+        for written in (value, value.replace(" ", "+"), json.dumps(value)[1:-1]):
             text = re.sub(re.escape(written), "…", text, flags=re.IGNORECASE)
-    text = re.sub(r"[^\s@]+(@|%40|&#64;)[^\s@]+", "…", text, flags=re.IGNORECASE)
+    text = re.sub(r"[^\s@]+@[^\s@]+", "…", text)
     return " ".join(text.split())[:LONGEST_ERROR]
 
 
