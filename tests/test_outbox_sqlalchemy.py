@@ -378,7 +378,10 @@ def test_a_missing_table_that_may_not_be_made_spares_the_order(
 # --- sessions with a transaction manager ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("manager", [transaction.manager, transaction.TransactionManager(explicit=True)], ids=repr)
+MANAGERS = {"of the thread": transaction.manager, "explicit": transaction.TransactionManager(explicit=True)}
+
+
+@pytest.mark.parametrize("manager", MANAGERS.values(), ids=MANAGERS)
 @pytest.mark.parametrize("ends", ["commit", "abort"])
 @pytest.mark.parametrize("writes", [False, True], ids=["record alone", "with an order"])
 def test_zope_sqlalchemy(shop: Tracker, engine: Engine, manager: Any, ends: str, *, writes: bool) -> None:

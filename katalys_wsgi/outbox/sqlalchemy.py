@@ -291,7 +291,7 @@ class SQLAlchemyOutbox:
     def close(self) -> None:
         """See :meth:`Outbox.close <katalys_wsgi.outbox.Outbox.close>`."""
         engine = self._engine.peek()
-        if engine is not None:
+        if engine is not None and engine is not self._database:  # the shop's own stays the shop's
             engine.dispose()
 
     # --- connections ---

@@ -89,6 +89,9 @@ def running(command: Iterable[object], env: dict[str, str], log: Path, **options
         with suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
+        for pipe in filter(None, (popen.stdin, popen.stdout, popen.stderr)):
+            with suppress(OSError):
+                pipe.close()
 
 
 def kill(pid: int) -> None:

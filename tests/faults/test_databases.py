@@ -26,7 +26,7 @@ from tests.support import BUYER_AGENT, BUYER_IP, LINK, SITE_ID, make_conversion,
 
 from .harness import PATIENCE, Program, accepted_orders, environment, running, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 #: Rows that one relay may hold: its four workers' share of a claim.
 HELD_BY_ONE = 4 * 32
