@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -119,17 +120,14 @@ def scrubbed(text: str, payload: str) -> str:
 
 # A read timeout starts anew with every byte, so a dripping server can hold a connection for hours. The deadline
 # of an attempt is enforced where bytes are received; each attempt runs in one thread from start to end.
-class _Attempt(threading.local):
-    deadline: float  # of time.monotonic(); only there while this thread makes an attempt
-
-
-_attempt = _Attempt()
+# A context variable: a thread-local made before gevent patches threading would be shared by all its greenlets.
+_deadline: ContextVar[float] = ContextVar("katalys_wsgi_deadline")  # of time.monotonic(); set during an attempt
 
 _ONE_TRY = Retry(total=False, redirect=False)  # the outbox is the one retry loop
 
 
 def _is_not_ours(_record: logging.LogRecord) -> bool:
-    return not hasattr(_attempt, "deadline")
+    return _deadline.get(None) is None
 
 
 # urllib3 logs addresses, which over GET hold the buyer's data.
@@ -142,7 +140,7 @@ def _remaining() -> float:
 
     :raises TimeoutError: it has passed.
     """
-    remaining = _attempt.deadline - time.monotonic()
+    remaining = _deadline.get() - time.monotonic()
     if remaining <= 0:
         raise TimeoutError("the deadline of the attempt has passed")
     return remaining
@@ -238,13 +236,13 @@ class Sender:
             message = self._wire.encode(payload)
         except (ValueError, TypeError, AttributeError):  # spoilt by hand, or saved from a damaged file
             return Receipt(Verdict.REFUSED, error="the payload cannot be read")
-        _attempt.deadline = time.monotonic() + (deadline or self._deadline)
+        token = _deadline.set(time.monotonic() + (deadline or self._deadline))
         try:
             return self._answer(message, payload)
         except Exception as fault:  # noqa: BLE001 - whatever breaks an attempt, its row is tried again
             return Receipt(Verdict.RETRY, error=scrubbed(_described(fault), payload))
         finally:
-            del _attempt.deadline
+            _deadline.reset(token)
 
     def close(self) -> None:
         """Close this process's idle connections."""

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from html import escape
 from logging import ERROR, INFO, WARNING
 from traceback import extract_tb
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,7 +25,7 @@ from .errors import ConfigurationError, InvalidConversion, InvalidToken, OutboxU
 from .events import Events, Hook
 from .outbox import Added, Outbox
 from .postback import Postback, Receipt, Verdict
-from .process import PerProcess
+from .process import ForkLock, PerProcess
 from .settings import ENVIRONMENT, PYTHON, Settings
 from .visitor import client_ip, ignores_proxy, is_https, user_agent
 
@@ -397,9 +399,8 @@ class Tracker:
         """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline."""
         if problems:
             return self._lost(postback.order_id, why, postback.key, problems)
-        from .delivery import Sender  # loads requests, which the pages otherwise do without
-
-        receipt: Receipt = Sender(self.settings).send(postback.payload, deadline=DIRECT_DEADLINE)
+        with closing(_delivery().Sender(self.settings)) as sender:
+            receipt: Receipt = sender.send(postback.payload, deadline=DIRECT_DEADLINE)
         if receipt.verdict is not Verdict.DELIVERED:
             return self._lost(postback.order_id, f"{why} Sending it directly failed too: {receipt.error}", postback.key)
         self._events.emit("conversion_sent_directly", level=ERROR, order_id=postback.order_id, reason=why)
@@ -412,9 +413,8 @@ class Tracker:
     # --- delivery ---
 
     def _make_relay(self) -> Relay:
-        from .delivery import Relay  # loads requests, which the pages do without
-
-        return Relay(self.outbox, self.settings, events=self._events, clock=self._clock)
+        relay: Relay = _delivery().Relay(self.outbox, self.settings, events=self._events, clock=self._clock)
+        return relay
 
     def _start_relay(self) -> None:
         """At any checkout, an affiliate's or not: what a killed process left behind is delivered then."""
@@ -422,6 +422,8 @@ class Tracker:
             if not _threads_run():
                 self._events.warn_once("threads_disabled", advice="set enable-threads, or delivery=external")
                 return
+            if _is_uwsgi_master():
+                return  # a worker's relay delivers it
             try:
                 self._thread.get().wake()
             except RuntimeError as fault:  # no more threads, or the interpreter is leaving: the row stays for the next
@@ -479,12 +481,35 @@ _ADDED = {
 _INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
 
 
+_loading = ForkLock()
+
+
+def _delivery() -> ModuleType:
+    """The room that loads requests, which the pages otherwise do without.
+
+    A child that is born while another thread imports a module can never import it: its lock stays locked.
+    """
+    with _loading:
+        from . import delivery
+    return delivery
+
+
+def _is_uwsgi_master() -> bool:
+    """Whether uWSGI is still loading the shop; a thread that runs while it forks deadlocks its workers at times."""
+    # https://github.com/unbit/uwsgi/issues/2387
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and not getattr(uwsgi, "worker_id", os.getpid)()
+
+
+_UWSGI_THREADS = ("enable-threads", b"enable-threads", "threads", b"threads")
+
+
 def _threads_run() -> bool:
     """Whether threads get a turn: uWSGI, unless told otherwise, keeps the interpreter's lock between requests."""
     uwsgi = sys.modules.get("uwsgi")  # there only inside uWSGI
-    return uwsgi is None or any(
-        name in uwsgi.opt for name in ("enable-threads", b"enable-threads", "threads", b"threads")
-    )
+    # Values from an ini file are bytes, b"false" included.
+    chosen = [] if uwsgi is None else [value for name, value in uwsgi.opt.items() if name in _UWSGI_THREADS]
+    return uwsgi is None or any(value not in (False, b"false", b"0", "false", "0") for value in chosen)
 
 
 def _environ(request: Any) -> WSGIEnvironment:
