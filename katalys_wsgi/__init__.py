@@ -1,7 +1,7 @@
 """Reports a WSGI shop's affiliate sales to the Katalys network, server to server, without losing one."""
 
-from .click import Click
-from .conversion import Conversion, Discount, LineItem, OrderUpdate
+from .attribution.click import Click
+from .conversion.order import Conversion, Discount, LineItem, OrderUpdate
 from .errors import ConfigurationError, InvalidConversion, InvalidToken, KatalysError, OutboxUnavailable
 from .events import Event, Hook
 from .middleware import ClickMiddleware

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from . import upkeep
-from .cookie import ClickCookie
+from .attribution.cookie import ClickCookie
 from .delivery import Drained
 from .errors import InvalidConversion, KatalysError, OutboxUnavailable
 from .events import Event

@@ -33,10 +33,10 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Retry
 
+from .conversion.wire import PERSONAL, WIRES
 from .errors import OutboxUnavailable
 from .events import Events
-from .outbox import DEAD, DELIVERED, PENDING, Change, Entry, Outbox
-from .postback import PERSONAL, WIRES, Receipt, Verdict
+from .outbox import DEAD, DELIVERED, PENDING, Change, Entry, Outbox, Receipt, Verdict
 from .process import PerProcess
 from .settings import Settings
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .click import MARKER
+from .attribution.click import MARKER
 from .tracker import Tracker
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.tweens import INGRESS
 
-from .click import MARKER
+from .attribution.click import MARKER
 from .errors import ConfigurationError
 from .middleware import with_cookie
 from .settings import INI, Settings

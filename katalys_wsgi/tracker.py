@@ -18,16 +18,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from .click import MARKER, Click
-from .conversion import Conversion, OrderUpdate
-from .cookie import ClickCookie, SignedText, click_from_payload, click_payload
+from .attribution.click import MARKER, Click
+from .attribution.cookie import ClickCookie, SignedText, click_from_payload, click_payload
+from .attribution.visitor import client_ip, ignores_proxy, is_https, user_agent
+from .conversion.order import Conversion, OrderUpdate
+from .conversion.postback import Postback
 from .errors import ConfigurationError, InvalidConversion, InvalidToken, OutboxUnavailable
 from .events import Events, Hook
-from .outbox import Added, Outbox
-from .postback import Postback, Receipt, Verdict
+from .outbox import Added, Outbox, Receipt, Verdict
 from .process import ForkLock, PerProcess
 from .settings import ENVIRONMENT, PYTHON, Settings
-from .visitor import client_ip, ignores_proxy, is_https, user_agent
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from .conversion.postback import CONVERSION, Postback, email_hash
+from .conversion.wire import wire_problems
 from .errors import InvalidConversion
 from .outbox import DEAD, DELIVERED, PENDING, Entry, Outbox, Statistics
-from .postback import CONVERSION, Postback, email_hash, wire_problems
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def forget(
     found = outbox.history(order_id) if order_id is not None else []
     if email_address is not None:
         wanted = {email_address.lower(), email_hash(email_address, email_key)}
-        found += [entry for entry in outbox.personal() if _email_of(entry) in wanted]
+        found += [entry for entry in outbox.with_payload() if _email_of(entry) in wanted]
     return outbox.forget(entry for entry in found if entry.payload is not None)
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from katalys_wsgi import Click
-from katalys_wsgi.click import LONGEST_QUERY, MOST_PARAMETERS
+from katalys_wsgi.attribution.click import LONGEST_QUERY, MOST_PARAMETERS
 
 from .support import LINK
 

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from katalys_wsgi import Conversion, Discount, LineItem, OrderUpdate
-from katalys_wsgi.conversion import ORDER_STATUSES, decimals, money
-from katalys_wsgi.postback import Postback
+from katalys_wsgi.conversion.order import ORDER_STATUSES, decimals, money
+from katalys_wsgi.conversion.postback import Postback
 
 from .support import SITE_ID, make_conversion
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from itsdangerous import Signer, URLSafeSerializer
 
 from katalys_wsgi import Click
-from katalys_wsgi.cookie import LONGEST_VALUE, MOST_CANDIDATES, ClickCookie, SignedText
+from katalys_wsgi.attribution.cookie import LONGEST_VALUE, MOST_CANDIDATES, ClickCookie, SignedText
 from katalys_wsgi.settings import Settings
 
 from .support import OLD_SECRET, SECRET, SITE_ID

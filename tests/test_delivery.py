@@ -28,12 +28,12 @@ import requests
 
 from katalys_wsgi import Click, Event, OrderUpdate, OutboxUnavailable, Settings
 from katalys_wsgi import delivery as room
+from katalys_wsgi.conversion.postback import Postback
 from katalys_wsgi.delivery import Drained, Relay, Sender, back_off, judge, retry_after
 from katalys_wsgi.events import Events
-from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING, Entry
+from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING, Entry, Receipt, Verdict
 from katalys_wsgi.outbox import sqlite as sqlite_outbox
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import Postback, Receipt, Verdict
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
 from .support import BUYER_AGENT, BUYER_IP, SECRET, SITE_ID, make_conversion

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from webtest import TestApp, lint
 
 from katalys_wsgi import Click, ClickMiddleware, Outcome, Tracker
-from katalys_wsgi.cookie import ClickCookie
+from katalys_wsgi.attribution.cookie import ClickCookie
 
 from .support import BUYER_AGENT, BUYER_IP, LINK, OLD_SECRET, SECRET, SITE_ID, cookie_of, make_conversion, make_environ
 

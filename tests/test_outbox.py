@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import Click, ConfigurationError, OrderUpdate, OutboxUnavailable
-from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING, Added, Change, Entry, Outbox
+from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING, Added, Change, Entry, Outbox, Receipt, Verdict
 from katalys_wsgi.outbox import sqlite as sqlite_outbox
 from katalys_wsgi.outbox.file import journal_mode
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import Postback, Receipt, Verdict
 
 from .support import BUYER_AGENT, BUYER_IP, SITE_ID, make_conversion
 
@@ -798,8 +798,8 @@ class TestQuestions:
         assert len(motley.failing(limit=1)) == 1
 
     def test_personal_are_those_that_hold_a_buyers_data(self, motley):
-        assert sorted(entry.order_id for entry in motley.personal()) == ["failed", "in hand", "new", "refused"]
-        assert all(entry.payload for entry in motley.personal())
+        assert sorted(entry.order_id for entry in motley.with_payload()) == ["failed", "in hand", "new", "refused"]
+        assert all(entry.payload for entry in motley.with_payload())
 
 
 class TestRevival:
@@ -853,7 +853,7 @@ class TestForgetting:
         assert (entry.state, entry.payload, entry.finished_at) == (DEAD, None, clock())
         assert entry.last_error
         assert outbox.claim(10, LEASE) == []
-        assert list(outbox.personal()) == []
+        assert list(outbox.with_payload()) == []
 
     def test_an_order_in_hand_is_emptied_and_the_worker_finds_it_gone(self, outbox):
         outbox.add(conversion())
@@ -961,7 +961,8 @@ import os, signal, sys, threading, time, traceback
 from katalys_wsgi import Conversion
 from katalys_wsgi.outbox import Change
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import Postback, Receipt, Verdict
+from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.outbox import Receipt, Verdict
 path, now = sys.argv[1:]
 outbox = SQLiteOutbox(path, clock=lambda: float(now))
 def conversion(order_id):

@@ -43,10 +43,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 from webtest import TestApp
 
 from katalys_wsgi import ConfigurationError, OrderUpdate, OutboxUnavailable, Outcome, Tracker
-from katalys_wsgi.outbox import DEAD, Added, Change, Outbox
+from katalys_wsgi.outbox import DEAD, Added, Change, Outbox, Receipt, Verdict
 from katalys_wsgi.outbox import sqlalchemy as sqlalchemy_outbox
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, outbox_table
-from katalys_wsgi.postback import Receipt, Verdict
 
 from .support import LINK, make_conversion, make_environ
 from .test_outbox import (  # noqa: F401 - the suite

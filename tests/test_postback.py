@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl
 import pytest
 
 from katalys_wsgi import Click, Conversion, Discount, LineItem, OrderUpdate
-from katalys_wsgi.postback import CONVERSION, UPDATE, WIRES, Postback, wire_problems
+from katalys_wsgi.conversion.postback import CONVERSION, UPDATE, Postback
+from katalys_wsgi.conversion.wire import WIRES, wire_problems
 
 from .support import BUYER_AGENT, BUYER_IP, OLD_SECRET, SECRET, SITE_ID, TWELVE_KEYS, make_conversion
 

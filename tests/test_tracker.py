@@ -34,7 +34,7 @@ from katalys_wsgi import (
     Visit,
 )
 from katalys_wsgi import tracker as room
-from katalys_wsgi.cookie import SignedText
+from katalys_wsgi.attribution.cookie import SignedText
 from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox

@@ -14,7 +14,7 @@ import pytest
 
 from katalys_wsgi import InvalidConversion, OrderUpdate, Tracker, upkeep
 from katalys_wsgi.cli import main
-from katalys_wsgi.outbox import FORGOTTEN
+from katalys_wsgi.outbox.entry import FORGOTTEN
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
 from .support import BUYER_IP, LINK, make_conversion, make_environ
@@ -309,7 +309,7 @@ class TestForget:
 
         assert command("forget", "--email", "Ann@Example.com") == 0
         assert capsys.readouterr().out == "2 entries were emptied\n"
-        assert [entry.order_id for entry in tracker.outbox.personal()] == ["3"]
+        assert [entry.order_id for entry in tracker.outbox.with_payload()] == ["3"]
 
     def test_what_was_forgotten_cannot_be_revived(self, tracker: Tracker) -> None:
         buy(tracker)

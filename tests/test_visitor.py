@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katalys_wsgi.visitor import client_ip, ignores_proxy, is_https, user_agent
+from katalys_wsgi.attribution.visitor import client_ip, ignores_proxy, is_https, user_agent
 
 fuzzed = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 

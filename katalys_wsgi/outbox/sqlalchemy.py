@@ -47,10 +47,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import registry
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 
+from ..conversion.postback import CONVERSION, UPDATE, Postback
 from ..errors import ConfigurationError, OutboxUnavailable
-from ..postback import CONVERSION, UPDATE, Postback
 from ..process import PerProcess
-from . import (
+from .entry import (
     DEAD,
     DELIVERED,
     LONGEST_DELAY,
@@ -232,8 +232,8 @@ class SQLAlchemyOutbox:
         with self._transaction(PATIENCE_IN_RELAY) as db:
             return self._entries(db, c.state == PENDING, c.tried == 1, order_by=c.due_at, limit=limit)
 
-    def personal(self) -> Iterator[Entry]:
-        """See :meth:`Outbox.personal <katalys_wsgi.outbox.Outbox.personal>`."""
+    def with_payload(self) -> Iterator[Entry]:
+        """See :meth:`Outbox.with_payload <katalys_wsgi.outbox.Outbox.with_payload>`."""
         c = self.table.c
         found: list[Entry] = []
         while True:

@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..conversion.postback import Postback
 from ..errors import ConfigurationError
-from ..postback import Postback
 from ..process import PerProcess
-from . import (
+from .entry import (
     LONGEST_DELAY,
     Added,
     Change,
@@ -152,8 +152,8 @@ class SQLiteOutbox:
         with self._store.get().reading(PATIENCE_IN_RELAY) as db:
             return _entries(db, "WHERE state = 'pending' AND attempts > 0 ORDER BY due_at, id LIMIT ?", limit)
 
-    def personal(self) -> Iterator[Entry]:
-        """See :meth:`Outbox.personal <katalys_wsgi.outbox.Outbox.personal>`."""
+    def with_payload(self) -> Iterator[Entry]:
+        """See :meth:`Outbox.with_payload <katalys_wsgi.outbox.Outbox.with_payload>`."""
         found: list[Entry] = []
         while True:
             after = found[-1].id if found else 0

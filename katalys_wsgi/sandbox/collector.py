@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from webob import Request, Response
 
-from ..postback import wire_problems
+from ..conversion.wire import wire_problems
 from .misbehaviour import Misbehaviour, response, turns
 from .page import listing
 

@@ -14,8 +14,8 @@ import requests
 
 import katalys_wsgi.delivery  # noqa: F401 - else the first drain would be the one to import it
 from katalys_wsgi import Click, Settings, Tracker
+from katalys_wsgi.conversion.postback import Postback
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import Postback
 from tests.support import BUYER_AGENT, BUYER_IP, SECRET, SITE_ID, make_conversion
 
 from .collector import collector

@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from katalys_wsgi import Click, Outcome, Tracker
-from katalys_wsgi.cookie import ClickCookie
+from katalys_wsgi.attribution.cookie import ClickCookie
 from katalys_wsgi.outbox import file
 from tests.support import SECRET, SITE_ID, make_conversion, make_environ
 

@@ -16,7 +16,7 @@ from typing import Any
 from itsdangerous import URLSafeSerializer
 
 from katalys_wsgi import Click, ClickMiddleware, Tracker
-from katalys_wsgi.cookie import ClickCookie
+from katalys_wsgi.attribution.cookie import ClickCookie
 from tests.support import SECRET, SITE_ID
 
 from .measure import Limit, Plan, Row, Skipped, microseconds, paired

@@ -30,10 +30,11 @@ if not __package__:  # started as a file
 from sqlalchemy import create_engine, func, insert, select, text
 from sqlalchemy.engine import make_url
 
-from katalys_wsgi.outbox import Change, Outbox, new_columns
+from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.outbox import Change, Outbox
+from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import Postback
 from tests.benchmarks import run
 from tests.benchmarks.collector import collector
 from tests.benchmarks.measure import ROOT, Batch, Limit, Plan, Row, Skipped, microseconds, paired

@@ -12,9 +12,9 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from katalys_wsgi.outbox import new_columns
+from katalys_wsgi.conversion.postback import CONVERSION, Postback
+from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import CONVERSION, Postback
 from katalys_wsgi.sandbox import Misbehaviour
 from tests.support import SITE_ID
 

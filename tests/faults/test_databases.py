@@ -18,9 +18,10 @@ import pytest
 from sqlalchemy import event, insert, select, text
 
 from katalys_wsgi import Outcome, Tracker
-from katalys_wsgi.outbox import DELIVERED, new_columns
+from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.outbox import DELIVERED
+from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
-from katalys_wsgi.postback import Postback
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.support import BUYER_AGENT, BUYER_IP, LINK, SITE_ID, make_conversion, make_environ
 

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from katalys_wsgi.delivery import Relay, Sender
-from katalys_wsgi.outbox import Entry
+from katalys_wsgi.outbox import Entry, Verdict
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import Verdict
 from katalys_wsgi.sandbox import Misbehaviour
 from katalys_wsgi.settings import Settings
 from tests.support import LINK, SECRET, SITE_ID, make_conversion, make_environ

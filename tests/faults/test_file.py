@@ -18,12 +18,11 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import ConfigurationError, OutboxUnavailable, Outcome, Tracker
-from katalys_wsgi.outbox import Change
+from katalys_wsgi.outbox import Change, Receipt, Verdict
 from katalys_wsgi.outbox import file as outbox_file
 from katalys_wsgi.outbox import sqlite as outbox_sqlite
 from katalys_wsgi.outbox.file import MAJOR, MIGRATIONS, journal_mode, network_file_system
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import Receipt, Verdict
 from tests.support import LINK, make_conversion, make_environ
 
 from .harness import accepted_orders, environment, integrity, query, wait_until

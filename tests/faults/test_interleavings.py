@@ -28,9 +28,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from katalys_wsgi.outbox import LONGEST_DELAY, Added, Change, Entry, Outbox
+from katalys_wsgi.conversion.postback import CONVERSION, UPDATE, Postback
+from katalys_wsgi.outbox import Added, Change, Entry, Outbox, Receipt, Verdict
+from katalys_wsgi.outbox.entry import LONGEST_DELAY
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import CONVERSION, UPDATE, Postback, Receipt, Verdict
 from tests.support import SITE_ID
 
 STEPS = 10_000

@@ -18,10 +18,11 @@ import pytest
 from webob import Response
 
 from katalys_wsgi import Conversion, InvalidConversion, OrderUpdate, OutboxUnavailable, Outcome, Tracker, cli
-from katalys_wsgi.outbox import Change, new_columns
+from katalys_wsgi.conversion.postback import CONVERSION, Postback
+from katalys_wsgi.outbox import Change, Receipt, Verdict
 from katalys_wsgi.outbox import file as outbox_file
+from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.postback import CONVERSION, Postback, Receipt, Verdict
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.support import LINK, SECRET, SITE_ID, make_conversion, make_environ
 
@@ -278,7 +279,7 @@ def test_no_page_keeps_a_trace_of_what_was_delivered(mode, seed, tmp_path, monke
             outbox.apply([_random_change(entry, chance)])
         if mode == "WAL":
             outbox.prune(0.0)
-        undelivered = {entry.order_id for entry in outbox.personal()}
+        undelivered = {entry.order_id for entry in outbox.with_payload()}
         content = raw_bytes(path)
         left += [mark for order_id, mark in marks.items() if order_id not in undelivered and mark in content]
         assert all(marks[order_id] in content for order_id in undelivered)

@@ -19,8 +19,8 @@ from itsdangerous import BadData, Signer, URLSafeSerializer
 from itsdangerous.encoding import base64_encode
 from itsdangerous.signer import SigningAlgorithm
 
+from ..events import log
 from .click import Click
-from .events import log
 
 with warnings.catch_warnings():
     # WebOb 1.8 imports cgi, deprecated in 3.11 and 3.12; our users' `-W error` is not meant for that.

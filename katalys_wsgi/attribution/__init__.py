@@ -1,0 +1,1 @@
+"""Who brought the shopper: the click of an affiliate's link, and its cookie."""
