@@ -94,7 +94,7 @@ def main() -> None:
             KATALYS_SITE_ID="KA-1A2B3C4",
             KATALYS_SECRET_KEY=secrets.token_urlsafe(48),
             KATALYS_ENDPOINT=sandbox.endpoint,
-            KATALYS_OUTBOX=f"sqlite:///{folder}/outbox.db",
+            KATALYS_OUTBOX=f"{folder}/outbox.db",
         )
         link = "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"
         print(f"The affiliate's link:  http://127.0.0.1:{port}/?{link}")

@@ -170,7 +170,7 @@ def main() -> None:
             KATALYS_SITE_ID="KA-1A2B3C4",
             KATALYS_SECRET_KEY=secrets.token_urlsafe(48),
             KATALYS_ENDPOINT=sandbox.endpoint,
-            KATALYS_OUTBOX=f"sqlite:///{folder}/outbox.db",
+            KATALYS_OUTBOX=f"{folder}/outbox.db",
         )
         app.register_blueprint(gateway)
         link = "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"

@@ -97,7 +97,7 @@ def main() -> None:
             "katalys.site_id": "KA-1A2B3C4",
             "katalys.secret_key": secrets.token_urlsafe(48),
             "katalys.endpoint": sandbox.endpoint,
-            "katalys.outbox": f"sqlite:///{folder}/outbox.db",
+            "katalys.outbox": f"{folder}/outbox.db",
         }
         shop = make_shop({}, **settings)
         link = "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"

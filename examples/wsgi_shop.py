@@ -96,7 +96,7 @@ def main() -> None:
             site_id="KA-1A2B3C4",
             secret_key=secrets.token_urlsafe(48),
             endpoint=sandbox.endpoint,
-            outbox=f"sqlite:///{folder}/outbox.db",
+            outbox=f"{folder}/outbox.db",
         )
         link = "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"
         print(f"The affiliate's link:  http://127.0.0.1:{port}/?{link}")

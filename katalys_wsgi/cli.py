@@ -18,12 +18,13 @@ from typing import Any
 
 from . import upkeep
 from .attribution.cookie import ClickCookie
+from .checks import LONGEST_WINDOW
 from .delivery import Drained
 from .errors import InvalidConversion, KatalysError, OutboxUnavailable
 from .events import Event
 from .outbox import DEAD, DELIVERED, PENDING, Entry, Outbox
 from .sandbox import Collector, Sandbox, demo
-from .settings import ENVIRONMENT, LONGEST_WINDOW, Settings
+from .settings import ENVIRONMENT, Settings
 from .tracker import Tracker
 
 OK = 0

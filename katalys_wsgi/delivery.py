@@ -23,7 +23,6 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from html import unescape
-from logging import ERROR, INFO, WARNING
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -356,9 +355,9 @@ class Relay:
             try:
                 self.drain(stop)
             except OutboxUnavailable as fault:
-                self._events.emit("outbox_unavailable", level=ERROR, reason=fault)
+                self._events.emit("outbox_unavailable", reason=fault)
             except Exception as fault:  # noqa: BLE001 - a fault in one drain must not end delivery
-                self._events.emit("relay_failed", level=ERROR, reason=type(fault).__name__)
+                self._events.emit("relay_failed", reason=type(fault).__name__)
             wake.wait(POLL)
             wake.clear()
         self._sender.close()
@@ -437,7 +436,7 @@ class Relay:
     def _note(self, receipt: Receipt) -> None:
         changed = self._endpoint.note(receipt)
         if changed and not self._endpoint.healthy:
-            self._events.emit("endpoint_paused", level=ERROR, status=receipt.status, reason=receipt.error)
+            self._events.emit("endpoint_paused", status=receipt.status, reason=receipt.error)
         elif changed:
             self._events.emit("endpoint_resumed")
 
@@ -452,23 +451,15 @@ class Relay:
                     self._tell(change, change.receipt)
 
     def _tell(self, change: Change, receipt: Receipt) -> None:
-        name, level = _TOLD[change.state]
-        fields = {
-            "order_id": change.entry.order_id,
-            "kind": change.entry.kind,
-            "attempts": change.entry.attempts,
-        }
-        if receipt.error is None:
-            self._events.emit(name, level=level, **fields, status=receipt.status, confirmed=receipt.confirmed)
+        entry = change.entry
+        row = {"order_id": entry.order_id, "kind": entry.kind, "attempts": entry.attempts, "status": receipt.status}
+        if change.state == DELIVERED:
+            self._events.emit("postback_delivered", **row, confirmed=receipt.confirmed)
         else:
-            self._events.emit(name, level=level, **fields, status=receipt.status, reason=receipt.error)
+            self._events.emit(_FAILURES[change.state], **row, reason=receipt.error)
 
 
-_TOLD = {
-    DELIVERED: ("postback_delivered", INFO),
-    PENDING: ("postback_postponed", WARNING),
-    DEAD: ("postback_buried", ERROR),
-}
+_FAILURES = {PENDING: "postback_postponed", DEAD: "postback_buried"}
 
 
 class _Endpoint:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from html import escape
-from logging import ERROR, INFO, WARNING
 from traceback import extract_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +21,10 @@ from .attribution.click import MARKER, Click
 from .attribution.cookie import ClickCookie, SignedText, click_from_payload, click_payload
 from .attribution.visitor import client_ip, ignores_proxy, is_https, user_agent
 from .conversion.order import Conversion, OrderUpdate
-from .conversion.postback import Postback
+from .conversion.postback import CONVERSION, UPDATE, Postback
 from .errors import ConfigurationError, InvalidConversion, InvalidToken, OutboxUnavailable
 from .events import Events, Hook
-from .outbox import Added, Outbox, Receipt, Verdict
+from .outbox import Added, Receipt, Verdict, open_outbox
 from .process import ForkLock, PerProcess
 from .settings import ENVIRONMENT, PYTHON, Settings
 
@@ -147,8 +146,8 @@ class Tracker:
         if settings is not None and options:
             raise ConfigurationError(f"{PYTHON.of(next(iter(options)))} is given beside a Settings; put it there.")
         self.settings = settings or Settings.from_mapping(options)
-        self.outbox = _outbox(self.settings.outbox, clock)
         self._events = Events(hooks)
+        self.outbox: Any = open_outbox(self.settings.outbox, clock=clock, events=self._events)
         self._clock = clock
         self._cookie = ClickCookie(
             self.settings.secret_key,
@@ -223,7 +222,7 @@ class Tracker:
                 raise InvalidToken(
                     f"The visit's token cannot be read ({fault}); store it whole and keep its key."
                 ) from None
-            self._events.emit("token_unreadable", level=WARNING, reason=fault)
+            self._events.emit("token_unreadable", reason=fault)
             return Visit(self, None, None, "")
 
     def _arrival(self, environ: WSGIEnvironment) -> _Arrival:
@@ -262,7 +261,7 @@ class Tracker:
         try:
             return bool(self.settings.consent(environ))
         except Exception as fault:  # noqa: BLE001 - the shop's function must not break the shop's page
-            self._events.emit("consent_failed", level=ERROR, reason=type(fault).__name__)
+            self._events.emit("consent_failed", reason=type(fault).__name__)
             return False
 
     def _is_secure(self, environ: WSGIEnvironment) -> bool:
@@ -274,7 +273,7 @@ class Tracker:
     def _warn_of_proxy(self, environ: WSGIEnvironment) -> None:
         header = ignores_proxy(environ, self.settings.trusted_proxies)
         if header is not None:
-            self._events.warn_once(
+            self._events.emit_once(
                 "proxy_ignored", header=header, advice="set trusted_proxies to the number of proxies"
             )
 
@@ -353,7 +352,7 @@ class Tracker:
         if visit.click is None and not self._reports_every_order:
             return Record(Outcome.NO_CLICK, reason="the visitor did not come through a Katalys link")
         if visit.client_ip is None:
-            self._events.warn_once("client_ip_unknown", advice="is trusted_proxies the number of your proxies?")
+            self._events.emit_once("client_ip_unknown", advice="is trusted_proxies the number of your proxies?")
         postback = Postback.from_conversion(
             conversion,
             site_id=self.settings.site_id,
@@ -387,12 +386,7 @@ class Tracker:
                 return self._lost(postback.order_id, str(fault), postback.key, problems)
             return self._send_directly(postback, problems, str(fault))
         outcome, reason = _INVALID if problems else _ADDED[added]
-        self._events.emit(
-            f"{postback.kind}_{outcome.name.lower()}",
-            level=INFO if outcome in (Outcome.RECORDED, Outcome.DUPLICATE) else ERROR,
-            order_id=postback.order_id,
-            reason=reason,
-        )
+        self._events.emit(_EVENTS[postback.kind, outcome], order_id=postback.order_id, reason=reason)
         return Record(outcome, postback.key, tuple(problems), reason)
 
     def _send_directly(self, postback: Postback, problems: Sequence[str], why: str) -> Record:
@@ -403,11 +397,11 @@ class Tracker:
             receipt: Receipt = sender.send(postback.payload, deadline=DIRECT_DEADLINE)
         if receipt.verdict is not Verdict.DELIVERED:
             return self._lost(postback.order_id, f"{why} Sending it directly failed too: {receipt.error}", postback.key)
-        self._events.emit("conversion_sent_directly", level=ERROR, order_id=postback.order_id, reason=why)
+        self._events.emit("conversion_sent_directly", order_id=postback.order_id, reason=why)
         return Record(Outcome.SENT_DIRECTLY, postback.key, reason=why)
 
     def _lost(self, order_id: str, why: str, key: str | None = None, problems: Sequence[str] = ()) -> Record:
-        self._events.emit("conversion_lost", level=ERROR, order_id=order_id, reason=why)
+        self._events.emit("conversion_lost", order_id=order_id, reason=why)
         return Record(Outcome.LOST, key, tuple(problems), why)
 
     # --- delivery ---
@@ -420,14 +414,14 @@ class Tracker:
         """At any checkout, an affiliate's or not: what a killed process left behind is delivered then."""
         if self.settings.delivery == "thread":
             if not _threads_run():
-                self._events.warn_once("threads_disabled", advice="set enable-threads, or delivery=external")
+                self._events.emit_once("threads_disabled", advice="set enable-threads, or delivery=external")
                 return
             if _is_uwsgi_master():
                 return  # a worker's relay delivers it
             try:
                 self._thread.get().wake()
             except RuntimeError as fault:  # no more threads, or the interpreter is leaving: the row stays for the next
-                self._events.emit("relay_not_started", level=WARNING, reason=fault)
+                self._events.emit("relay_not_started", reason=fault)
 
 
 class _RelayThread:
@@ -477,6 +471,14 @@ _ADDED = {
     Added.REPLACED: (Outcome.RECORDED, "in place of a dead letter"),
     Added.SAME: (Outcome.DUPLICATE, "recorded before"),
     Added.DIFFERENT: (Outcome.DUPLICATE, "recorded before with other fields; those stand"),
+}
+_EVENTS = {
+    (CONVERSION, Outcome.RECORDED): "conversion_recorded",
+    (CONVERSION, Outcome.DUPLICATE): "conversion_duplicate",
+    (CONVERSION, Outcome.INVALID): "conversion_invalid",
+    (UPDATE, Outcome.RECORDED): "update_recorded",
+    (UPDATE, Outcome.DUPLICATE): "update_duplicate",
+    (UPDATE, Outcome.INVALID): "update_invalid",
 }
 _INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
 
@@ -531,21 +533,3 @@ def _own_referer_query(environ: WSGIEnvironment) -> str:
         return referer.query if referer.hostname and referer.hostname == own.hostname else ""
     except ValueError:
         return ""
-
-
-def _outbox(setting: Any, clock: Callable[[], float]) -> Outbox:
-    if not isinstance(setting, str):
-        return setting  # type: ignore[no-any-return] # an Outbox, says the setting
-    scheme, _, path = setting.partition(":///")
-    if scheme == "sqlite":
-        from .outbox.sqlite import SQLiteOutbox  # loads sqlite3, which a shop with another outbox does without
-
-        return SQLiteOutbox(path, clock=clock)
-    try:
-        from .outbox.sqlalchemy import SQLAlchemyOutbox  # loads SQLAlchemy, which most shops do without
-    except ImportError as fault:
-        raise ConfigurationError(
-            f"outbox is a {scheme.partition(':')[0]} address, for which SQLAlchemy is missing ({fault}); "
-            "pip install 'katalys-wsgi[sqlalchemy]'."
-        ) from None
-    return SQLAlchemyOutbox(setting)  # the database's clock decides

@@ -60,7 +60,7 @@ def options(sandbox: Sandbox, tmp_path: Path) -> dict[str, Any]:
         "site_id": SITE_ID,
         "secret_key": SECRET,
         "endpoint": sandbox.endpoint,
-        "outbox": f"sqlite:///{tmp_path}/outbox.db",
+        "outbox": f"{tmp_path}/outbox.db",
         "delivery": "external",
     }
 

@@ -7,9 +7,9 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from .support import free_port, wait_until
 
 #: initdb and mariadbd refuse to be root; the Debian packages bring these users.
 _USERS = {"postgres": "postgres", "mariadb": "mysql"}
@@ -17,13 +17,6 @@ _USERS = {"postgres": "postgres", "mariadb": "mysql"}
 
 class NotInstalled(Exception):
     """The server's program is not on this machine; the text names the Debian package."""
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Postgres:
@@ -67,7 +60,7 @@ class MariaDB:
             stderr=subprocess.DEVNULL,
         )
         client = [_program("mariadb", "mariadb-client"), "--no-defaults", f"--port={port}", "-h127.0.0.1", "-uroot"]
-        wait_until(lambda: _succeeds([*client, "-e", "CREATE DATABASE IF NOT EXISTS shop"]), "MariaDB")
+        wait_until(lambda: _succeeds([*client, "-e", "CREATE DATABASE IF NOT EXISTS shop"]), "MariaDB", 30)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -88,7 +81,7 @@ class Redis:
         self._process = subprocess.Popen(
             [*command, "--save", "", "--appendonly", "no", "--dir", str(self._folder)], stdout=subprocess.DEVNULL
         )
-        wait_until(lambda: _listens(self._port), "Redis")
+        wait_until(lambda: _listens(self._port), "Redis", 30)
 
     def kill(self) -> None:
         """Die with everything that was in memory."""
@@ -96,14 +89,6 @@ class Redis:
         self._process.wait(10)
 
     stop = kill
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    """Return as soon as ``condition`` holds."""
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, f"{what} did not come up in {seconds} s"
-        time.sleep(0.05)
 
 
 def _program(name: str, package: str) -> str:

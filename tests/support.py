@@ -1,7 +1,11 @@
-"""What many tests say: a site, a secret, the specification's link, an order, an environ."""
+"""Helpers that many tests share: a site, a secret, the specification's link, an order, an environ, a clock."""
 
 from __future__ import annotations
 
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -56,3 +60,50 @@ def cookie_of(headers: list[tuple[str, str]]) -> str | None:
     values = [value for name, value in headers if name.lower() == "set-cookie" and value.startswith("katalys_click=")]
     assert len(values) <= 1, values
     return values[0].partition(";")[0] if values else None
+
+
+class Clock:
+    """Seconds since 1970, as ``Tracker(clock=...)`` takes them; it stands still until a test moves it."""
+
+    def __init__(self, now: float = 1_795_350_600.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    @property
+    def time(self) -> datetime:
+        """The same as an aware datetime."""
+        return datetime.fromtimestamp(self.now, timezone.utc)
+
+    def advance(self, by: float | timedelta) -> None:
+        """Move it by seconds or a ``timedelta``; a negative one moves it back."""
+        self.now += by.total_seconds() if isinstance(by, timedelta) else by
+
+
+class Stopwatch:
+    """``with Stopwatch() as watch: ...`` leaves the elapsed time in ``watch.seconds``."""
+
+    seconds: float
+
+    def __enter__(self) -> Stopwatch:
+        self._started_at = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._started_at
+
+
+def wait_until(condition: Callable[[], object], what: str = "it", seconds: float = 5.0) -> None:
+    """Return as soon as ``condition`` holds; fail the test after ``seconds``."""
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, f"{what} did not happen within {seconds} s"
+        time.sleep(0.005)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

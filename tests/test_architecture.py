@@ -245,7 +245,7 @@ from katalys_wsgi import ClickMiddleware, Tracker
 from wsgiref.util import setup_testing_defaults
 
 class Outbox:
-    add = history = claim = apply = close = lambda *_: None
+    add = history = claim = apply = prune = close = lambda *_: None
 
 tracker = Tracker(site_id="KA-1A2B3C4", secret_key="kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2", outbox=Outbox())
 environ = {"QUERY_STRING": "utm_source=katalys&transaction_id=1"}

@@ -87,7 +87,7 @@ def test_settings_come_from_the_environment(
 
 
 def test_the_latest_bound_tracker_counts(make_tracker: Callable[..., Tracker], tmp_path: Path) -> None:
-    other = make_tracker(outbox=f"sqlite:///{tmp_path}/other.db")
+    other = make_tracker(outbox=f"{tmp_path}/other.db")
     bind(make_tracker())
     bind(other)
     sell(other, "1001")

@@ -36,25 +36,12 @@ from katalys_wsgi.outbox import sqlite as sqlite_outbox
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .support import BUYER_AGENT, BUYER_IP, SECRET, SITE_ID, make_conversion
+from .support import BUYER_AGENT, BUYER_IP, SECRET, SITE_ID, Clock, Stopwatch, make_conversion, wait_until
 
 #: In no log, error or event, in no encoding.
 PERSONAL = ("ann@example.com", "ann%40example.com", BUYER_IP, BUYER_AGENT, quote_plus(BUYER_AGENT), "X11")
 
 HOUR = 3600.0
-
-
-class Clock:
-    """Seconds since 1970, moved by the test."""
-
-    def __init__(self) -> None:
-        self.now = 1_795_350_600.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def make_postback(order_id: str = "1001") -> Postback:
@@ -273,15 +260,6 @@ def make_sender() -> Iterator[Callable[..., Sender]]:
 def sender(sandbox: Sandbox, make_sender: Callable[..., Sender]) -> Sender:
     """Sends to the sandbox; gives up after 0.4 seconds."""
     return make_sender(sandbox.endpoint, deadline=0.4)
-
-
-class Stopwatch:
-    def __enter__(self) -> Stopwatch:
-        self._started = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.monotonic() - self._started
 
 
 @contextmanager
@@ -1299,7 +1277,7 @@ class TestOutboxTrouble:
         thread = threading.Thread(target=relay.run, args=(stop, wake))
         thread.start()
         try:
-            until(lambda: "outbox_unavailable" in names(events))
+            wait_until(lambda: "outbox_unavailable" in names(events))
             (broken / "outbox.db").rmdir()
             record(relay._outbox, "1001")
             sandbox.collector.wait_for(1)
@@ -1311,13 +1289,6 @@ class TestOutboxTrouble:
 
         assert not thread.is_alive()
         assert next(event for event in events if event.name == "outbox_unavailable").level == logging.ERROR
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 class TestRun:

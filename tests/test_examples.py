@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from .support import BUYER_AGENT, TWELVE_KEYS
+from .support import BUYER_AGENT, TWELVE_KEYS, free_port
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -107,12 +107,6 @@ def told(process: subprocess.Popen[str], pattern: str) -> str:
     found = next((match for line in process.stdout if (match := re.search(pattern, line))), None)
     assert found, f"{process.args} ended with {process.wait()} and did not print {pattern}"
     return found[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(address: str) -> bool:

@@ -23,7 +23,18 @@ from webtest import TestApp, lint
 from katalys_wsgi import Click, ClickMiddleware, Outcome, Tracker
 from katalys_wsgi.attribution.cookie import ClickCookie
 
-from .support import BUYER_AGENT, BUYER_IP, LINK, OLD_SECRET, SECRET, SITE_ID, cookie_of, make_conversion, make_environ
+from .support import (
+    BUYER_AGENT,
+    BUYER_IP,
+    LINK,
+    OLD_SECRET,
+    SECRET,
+    SITE_ID,
+    Clock,
+    cookie_of,
+    make_conversion,
+    make_environ,
+)
 
 Headers = list[tuple[str, str]]
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -36,30 +47,17 @@ GATEWAY_RETURN = "status=successful&tx_ref=hooli-123&transaction_id=3500588"
 PLAIN: Headers = [("Content-Type", "text/plain")]
 
 
-class Clock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now.timestamp()
-
-    def move(self, delta: timedelta) -> None:
-        self.now += delta
-
-
 class Untouchable:
     """Fails the test that calls it: no click is a reason to write anything."""
 
     def touched(self, *_arguments: Any) -> Any:
         raise AssertionError  # pragma: no cover
 
-    add = history = claim = apply = close = read = touched
+    add = history = claim = apply = prune = close = touched
 
 
 def make_tracker(**changes: Any) -> Tracker:
-    options = {"site_id": SITE_ID, "secret_key": SECRET, "outbox": Untouchable(), "clock": Clock()}
+    options = {"site_id": SITE_ID, "secret_key": SECRET, "outbox": Untouchable(), "clock": Clock(NOW.timestamp())}
     return Tracker(**{**options, "delivery": "external", **changes})
 
 
@@ -107,7 +105,7 @@ class Shop:
     """A page behind the middleware, which notes the click that its view saw."""
 
     def __init__(self, **changes: Any) -> None:
-        self.clock = Clock()
+        self.clock = Clock(NOW.timestamp())
         self.tracker = make_tracker(**{"clock": self.clock, **changes})
         self.middleware = ClickMiddleware(self._page, self.tracker)
         self.seen: list[Click | None] = []
@@ -602,7 +600,7 @@ def test_the_same_transaction_again_does_not_renew_the_click(attribution: str) -
     """A refreshed landing page, or the mail opened again, would extend the window for ever."""
     shop = Shop(attribution=attribution)
     cookie = shop.get(LINK).cookie
-    shop.clock.move(timedelta(days=29))
+    shop.clock.advance(timedelta(days=29))
 
     again = shop.get(LINK, cookie=cookie)
 
@@ -612,9 +610,9 @@ def test_the_same_transaction_again_does_not_renew_the_click(attribution: str) -
 
 def test_the_same_transaction_counts_anew_once_the_click_expired(shop: Shop) -> None:
     cookie = shop.get(LINK).cookie
-    shop.clock.move(timedelta(days=31))
+    shop.clock.advance(timedelta(days=31))
 
-    assert shop.get(LINK, cookie=cookie).cookie == stored_cookie(at=shop.clock.now)
+    assert shop.get(LINK, cookie=cookie).cookie == stored_cookie(at=shop.clock.time)
 
 
 @pytest.mark.parametrize(
@@ -624,27 +622,27 @@ def test_without_a_transaction_id_the_click_is_renewed_after_30_minutes(
     shop: Shop, minutes: int, renewed: bool
 ) -> None:
     cookie = shop.get(DIRECT_LINK).cookie
-    shop.clock.move(timedelta(minutes=minutes))
+    shop.clock.advance(timedelta(minutes=minutes))
 
     again = shop.get(DIRECT_LINK, cookie=cookie)
 
-    assert again.cookie == (stored_cookie(DIRECT_LINK, at=shop.clock.now) if renewed else None)
+    assert again.cookie == (stored_cookie(DIRECT_LINK, at=shop.clock.time) if renewed else None)
 
 
 def test_last_click_the_second_link_wins(shop: Shop) -> None:
     first = shop.get(LINK).cookie
-    shop.clock.move(timedelta(days=1))
+    shop.clock.advance(timedelta(days=1))
 
     second = shop.get(OTHER_LINK, cookie=first)
 
-    assert second.cookie == stored_cookie(OTHER_LINK, at=shop.clock.now)
+    assert second.cookie == stored_cookie(OTHER_LINK, at=shop.clock.time)
     assert [transaction_of(click) for click in shop.seen] == ["1234abcd", "another"]
 
 
 def test_first_click_the_first_link_wins() -> None:
     shop = Shop(attribution="first-click")
     first = shop.get(LINK).cookie
-    shop.clock.move(timedelta(days=1))
+    shop.clock.advance(timedelta(days=1))
 
     second = shop.get(OTHER_LINK, cookie=first)
 
@@ -655,9 +653,9 @@ def test_first_click_the_first_link_wins() -> None:
 def test_first_click_an_expired_one_no_longer_wins() -> None:
     shop = Shop(attribution="first-click", attribution_window=timedelta(days=7))
     first = shop.get(LINK).cookie
-    shop.clock.move(timedelta(days=8))
+    shop.clock.advance(timedelta(days=8))
 
-    assert shop.get(OTHER_LINK, cookie=first).cookie == stored_cookie(OTHER_LINK, at=shop.clock.now)
+    assert shop.get(OTHER_LINK, cookie=first).cookie == stored_cookie(OTHER_LINK, at=shop.clock.time)
 
 
 def test_a_payment_gateways_return_does_not_replace_the_click(shop: Shop) -> None:
@@ -1047,7 +1045,7 @@ def test_the_address_is_never_the_visitors_own_invention(proxies: int, address: 
 def test_a_visits_token_brings_the_click_back_where_the_cookie_is_absent(shop: Shop) -> None:
     """A payment gateway's webhook, or its cross-site POST return, comes without a Lax cookie."""
     token = shop.tracker.visit(make_environ(cookie=stored_cookie())).token()
-    shop.clock.move(timedelta(days=60))
+    shop.clock.advance(timedelta(days=60))
 
     webhook = shop.tracker.visit(make_environ(REQUEST_METHOD="POST", REMOTE_ADDR="198.51.100.99"))
     resumed = shop.tracker.resume(token)

@@ -27,7 +27,7 @@ from katalys_wsgi.outbox import sqlite as sqlite_outbox
 from katalys_wsgi.outbox.file import journal_mode
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 
-from .support import BUYER_AGENT, BUYER_IP, SITE_ID, make_conversion
+from .support import BUYER_AGENT, BUYER_IP, SITE_ID, Clock, make_conversion
 
 TAKEN = Receipt(Verdict.DELIVERED, 204, confirmed=True)
 BUSY = Receipt(Verdict.RETRY, 503, "HTTP 503")
@@ -36,19 +36,6 @@ REFUSED = Receipt(Verdict.REFUSED, 400, "HTTP 400: no")
 
 LEASE = 60.0
 DAY = 86400.0
-
-
-class Clock:
-    """Seconds since 1970, moved by the test."""
-
-    def __init__(self) -> None:
-        self.now = 1_795_350_600.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def conversion(order_id: str = "1001", sale_amount: str = "59.90", click: Click | None = None) -> Postback:

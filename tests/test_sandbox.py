@@ -21,6 +21,8 @@ from webtest import TestApp
 
 from katalys_wsgi.sandbox import Collector, Misbehaviour, Received, Sandbox
 
+from .support import wait_until
+
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 
@@ -94,13 +96,6 @@ def request_bytes(body: bytes = json.dumps(CONVERSION).encode(), *extra: str, me
 
 def read_to_end(wire: socket.socket) -> bytes:
     return b"".join(iter(lambda: wire.recv(65536), b""))
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.002)
 
 
 class TestAnswers:
@@ -381,7 +376,7 @@ class TestWaiting:
         collector.misbehave(Misbehaviour.slow(60))
         sender = threading.Thread(target=post)
         sender.start()
-        until(lambda: collector.received)
+        wait_until(lambda: collector.received)
 
         assert collector.received[0].status is None
         assert collector.accepted == ()
@@ -393,7 +388,7 @@ class TestWaiting:
         collector.misbehave(Misbehaviour.slow(60), times=1)
         sender = threading.Thread(target=post)
         sender.start()
-        until(lambda: collector.received)
+        wait_until(lambda: collector.received)
         collector.clear()
         collector.behave()
         sender.join()
@@ -427,7 +422,7 @@ class TestMisbehaviour:
     def test_hang_never_answers_until_it_is_released(self, collector, wire):
         collector.misbehave(Misbehaviour.hang(), times=1)
         wire.sendall(request_bytes())
-        until(lambda: collector.received)
+        wait_until(lambda: collector.received)
 
         wire.settimeout(0.05)
         with pytest.raises(TimeoutError):
@@ -602,7 +597,7 @@ class TestServer:
         wire.sendall(request_bytes())
         wire.recv(1)
         wire.close()
-        until(lambda: len(set(threading.enumerate()) - others) == 1)  # the one that accepts
+        wait_until(lambda: len(set(threading.enumerate()) - others) == 1)  # the one that accepts
 
         assert capfd.readouterr() == ("", "")
 
@@ -648,7 +643,7 @@ class TestServer:
     def test_stop_ends_every_request_at_once(self, sandbox, collector, behaviour, wire, others):
         collector.misbehave(behaviour)
         wire.sendall(request_bytes())
-        until(lambda: collector.received)
+        wait_until(lambda: collector.received)
         started = time.monotonic()
 
         sandbox.stop()
@@ -656,7 +651,7 @@ class TestServer:
         assert time.monotonic() - started < 1
         with suppress(ConnectionResetError):
             read_to_end(wire)
-        until(lambda: set(threading.enumerate()) <= others)
+        wait_until(lambda: set(threading.enumerate()) <= others)
 
     def test_stop_closes_idle_connections_and_may_be_called_twice(self, sandbox, wire):
         wire.sendall(request_bytes())

@@ -28,7 +28,7 @@ SPELLINGS = [
 class ShopOutbox:
     """An outbox of the shop's own, as the settings see it: the methods are there."""
 
-    add = history = claim = apply = close = lambda *_args, **_kwargs: None
+    add = history = claim = apply = prune = close = lambda *_args, **_kwargs: None
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_table_of_settings_is_complete() -> None:
         "cookie_secure": "auto",
         "consent": None,
         "trusted_proxies": 0,
-        "outbox": "sqlite:///katalys-outbox.db",
+        "outbox": "katalys-outbox.db",
         "delivery": "thread",
         "delivery_workers": 4,
         "connect_timeout": timedelta(seconds=3),

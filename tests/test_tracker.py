@@ -47,8 +47,10 @@ from .support import (
     SECRET,
     SITE_ID,
     TWELVE_KEYS,
+    Stopwatch,
     make_conversion,
     make_environ,
+    wait_until,
 )
 
 PERSONAL = ("ann@example.com", BUYER_IP, BUYER_AGENT)
@@ -83,22 +85,6 @@ def refuse(_environ: dict[str, Any]) -> bool:
 
 def rows(tracker: Tracker, order_id: str = "1001") -> list[tuple[str, str]]:
     return [(entry.kind, entry.state) for entry in tracker.outbox.history(order_id)]
-
-
-class Stopwatch:
-    def __enter__(self) -> Stopwatch:
-        self._started = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.monotonic() - self._started
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 class TestOutcomes:
@@ -221,7 +207,7 @@ class TestOutcomes:
 
     def test_a_deferred_write_raises_nothing_into_the_commit(self, make_tracker, tmp_path, sandbox):
         sandbox.stop()
-        tracker = make_tracker(outbox=f"sqlite:///{tmp_path}", strict=True)
+        tracker = make_tracker(outbox=f"{tmp_path}", strict=True)
         waiting: list[Callable[[], Record]] = []
         visit = arrive(tracker)
         visit.defer = waiting.append
@@ -286,7 +272,7 @@ class TestTypes:
 
     def test_a_new_key_changes_no_hash_while_the_old_one_is_listed(self, make_tracker, sandbox, tmp_path):
         for number, keys in enumerate([OLD_SECRET, [OLD_SECRET, SECRET]]):
-            tracker = make_tracker(hash_email=True, secret_key=keys, outbox=f"sqlite:///{tmp_path}/{number}.db")
+            tracker = make_tracker(hash_email=True, secret_key=keys, outbox=f"{tmp_path}/{number}.db")
             arrive(tracker).record(make_conversion(str(number)))
             tracker.drain()
 
@@ -316,7 +302,7 @@ class TestStrict:
         assert arrive(tracker, "").record(make_conversion("1002")).outcome is Outcome.NO_CLICK
 
     def test_an_outbox_that_cannot_be_written_raises(self, make_tracker, tmp_path, sandbox):
-        tracker = make_tracker(strict=True, outbox=f"sqlite:///{tmp_path}")
+        tracker = make_tracker(strict=True, outbox=f"{tmp_path}")
 
         with pytest.raises(OutboxUnavailable):
             arrive(tracker).record(make_conversion())
@@ -617,7 +603,7 @@ class TestUnusableOutbox:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> str:
         (tmp_path / "outbox").mkdir()
-        return f"sqlite:///{tmp_path}/outbox"
+        return f"{tmp_path}/outbox"
 
     def test_the_conversion_is_sent_directly(self, heard, events, sandbox, folder):
         record = arrive(heard(outbox=folder)).record(make_conversion())
@@ -838,7 +824,7 @@ class TestMaking:
             "KATALYS_SITE_ID": SITE_ID,
             "KATALYS_SECRET_KEY": f"{OLD_SECRET} {SECRET}",
             "KATALYS_ENDPOINT": sandbox.endpoint,
-            "KATALYS_OUTBOX": f"sqlite:///{tmp_path}/outbox.db",
+            "KATALYS_OUTBOX": f"{tmp_path}/outbox.db",
             "KATALYS_DELIVERY": "external",
             "KATALYS_READ_TIMEOUT": "4.5",
             "HOME": "/root",
@@ -861,7 +847,7 @@ class TestMaking:
     def test_from_the_processs_own_environment(self, options, monkeypatch, tmp_path):
         monkeypatch.setenv("KATALYS_SITE_ID", SITE_ID)
         monkeypatch.setenv("KATALYS_SECRET_KEY", SECRET)
-        monkeypatch.setenv("KATALYS_OUTBOX", f"sqlite:///{tmp_path}/outbox.db")
+        monkeypatch.setenv("KATALYS_OUTBOX", f"{tmp_path}/outbox.db")
 
         assert Tracker.from_environ().settings.site_id == SITE_ID
 
@@ -910,7 +896,9 @@ class TestDeliveryThread:
         yield make
         for tracker in made:
             tracker.close()
-        until(lambda: not relays())  # one that hung a little longer has opened the outbox again; make_tracker closes it
+        wait_until(
+            lambda: not relays()
+        )  # one that hung a little longer has opened the outbox again; make_tracker closes it
 
     def test_a_recorded_conversion_arrives_by_itself(self, make_threaded, sandbox):
         tracker = make_threaded()
@@ -920,7 +908,7 @@ class TestDeliveryThread:
 
         (received,) = sandbox.collector.wait_for(1)
         assert tuple(received.fields) == TWELVE_KEYS
-        until(lambda: rows(tracker) == [("conversion", DELIVERED)])
+        wait_until(lambda: rows(tracker) == [("conversion", DELIVERED)])
         (thread,) = relays()
         assert thread.daemon
 
@@ -950,7 +938,7 @@ class TestDeliveryThread:
         tracker = make_threaded()
         sandbox.collector.misbehave(Misbehaviour.slow(0.3))
         arrive(tracker).record(make_conversion())
-        until(lambda: sandbox.collector.received)
+        wait_until(lambda: sandbox.collector.received)
         tracker.close()
 
         assert rows(tracker) == [("conversion", DELIVERED)]
@@ -959,7 +947,7 @@ class TestDeliveryThread:
         tracker = make_threaded(deadline=0.6)
         sandbox.collector.misbehave(Misbehaviour.hang())
         arrive(tracker).record(make_conversion())
-        until(lambda: sandbox.collector.received)
+        wait_until(lambda: sandbox.collector.received)
         with Stopwatch() as watch:
             tracker.close()
 
@@ -970,7 +958,7 @@ class TestDeliveryThread:
         tracker = make_threaded(deadline=1.5)
         sandbox.collector.misbehave(Misbehaviour.hang(), times=1)
         arrive(tracker).record(make_conversion("1001"))
-        until(lambda: sandbox.collector.received)
+        wait_until(lambda: sandbox.collector.received)
         closing = threading.Thread(target=tracker.close)
         closing.start()
         time.sleep(0.1)
@@ -980,7 +968,7 @@ class TestDeliveryThread:
 
         assert record.outcome is Outcome.RECORDED
         assert watch.seconds < 0.7
-        until(lambda: "1002" in [received.fields["order_id"] for received in sandbox.collector.accepted])
+        wait_until(lambda: "1002" in [received.fields["order_id"] for received in sandbox.collector.accepted])
 
     def test_a_page_never_waits_for_katalys(self, make_threaded, sandbox):
         tracker = make_threaded(deadline=0.8)

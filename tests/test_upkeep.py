@@ -17,22 +17,12 @@ from katalys_wsgi.cli import main
 from katalys_wsgi.outbox.entry import FORGOTTEN
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .support import BUYER_IP, LINK, make_conversion, make_environ
-
-
-class Clock:
-    """A clock that goes when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from .support import BUYER_IP, LINK, Clock, make_conversion, make_environ
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_800_000_000.0)
 
 
 @pytest.fixture
@@ -384,7 +374,7 @@ class TestDeliver:
     ) -> None:
         (tmp_path / "folder.db").mkdir()
 
-        assert command("status", "--outbox", f"sqlite:///{tmp_path}/folder.db") == 1
+        assert command("status", "--outbox", f"{tmp_path}/folder.db") == 1
         assert "cannot be used" in capsys.readouterr().err
 
     def test_it_delivers_until_it_is_told_to_leave(

@@ -6,19 +6,27 @@ What is added here is delivered, whatever dies in between. A row is pending unti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from ..conversion.postback import Postback
+from ..errors import ConfigurationError
+from ..events import Events
 from .entry import DEAD, DELIVERED, PENDING, Added, Attempt, Change, Entry, Receipt, Statistics, Verdict
 
 __all__ = [
-    "DEAD", "DELIVERED", "PENDING", "Added", "Attempt", "Change", "Entry", "Outbox", "Receipt", "Statistics", "Verdict",
+    "DEAD", "DELIVERED", "PENDING", "Added", "Archive", "Attempt", "Change", "Entry", "Outbox", "Receipt", "Statistics",
+    "Verdict", "open_outbox",
 ]  # fmt: skip
 
 
+@runtime_checkable
 class Outbox(Protocol):
-    """Where postbacks wait. Every method raises ``OutboxUnavailable`` when the store cannot be reached in time."""
+    """Where postbacks wait: what recording and delivery need.
+
+    Every method raises :class:`~katalys_wsgi.OutboxUnavailable` when the store cannot be reached in time.
+    """
 
     def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
         """Keep ``postback``, durably once this returns.
@@ -48,6 +56,22 @@ class Outbox(Protocol):
         """
         ...
 
+    def prune(self, finished_before: float) -> int:
+        """Delete entries that were finished before that time, and updates that wait for a conversion among them.
+
+        :returns: how many were deleted.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of this process's connections; the next use opens them again."""
+        ...
+
+
+@runtime_checkable
+class Archive(Outbox, Protocol):
+    """An outbox that also answers an operator's questions; every outbox of this package is one."""
+
     def entries(self, state: str | None = None, *, limit: int = 100) -> list[Entry]:
         """The newest entries, of one state or of all."""
         ...
@@ -71,17 +95,31 @@ class Outbox(Protocol):
         """Take the buyer's data out of ``entries``; those pending become dead letters. Returns how many changed."""
         ...
 
-    def prune(self, finished_before: float) -> int:
-        """Delete entries that were finished before that time, and updates that wait for a conversion among them.
-
-        :returns: how many were deleted.
-        """
-        ...
-
     def statistics(self) -> Statistics:
         """How the outbox stands."""
         ...
 
-    def close(self) -> None:
-        """Let go of this process's connections; the next use opens them again."""
-        ...
+
+def open_outbox(
+    setting: str | Outbox, *, clock: Callable[[], float] = time.time, events: Events | None = None
+) -> Outbox:
+    """The outbox that the setting ``outbox`` names: a path is a SQLite file of ours, a URL the shop's database.
+
+    :param clock: seconds since 1970, for the file; in a database the database's own clock decides.
+    :param events: where damage of the file is reported.
+    :raises ConfigurationError: the file's directory or the URL cannot be used, or SQLAlchemy is missing.
+    """
+    if not isinstance(setting, str):
+        return setting
+    if "://" not in setting:
+        from .sqlite import SQLiteOutbox  # loads sqlite3, which a shop with another outbox does without
+
+        return SQLiteOutbox(setting, clock=clock)
+    try:
+        from .sqlalchemy import SQLAlchemyOutbox  # loads SQLAlchemy, which most shops do without
+    except ImportError as error:
+        raise ConfigurationError(
+            f"outbox is a {setting.partition(':')[0]} address, for which SQLAlchemy is missing ({error}); "
+            "pip install 'katalys-wsgi[sqlalchemy]'."
+        ) from None
+    return SQLAlchemyOutbox(setting)

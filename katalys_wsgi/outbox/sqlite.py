@@ -253,5 +253,5 @@ def _check_directory(path: Path) -> None:
         fault = f"lies on {network}, where SQLite is not safe; use a local disk"
     else:
         return
-    elsewhere = "or set outbox (KATALYS_OUTBOX) to another place, such as sqlite:////var/lib/shop/katalys-outbox.db."
+    elsewhere = "or set outbox (KATALYS_OUTBOX) to another place, such as /var/lib/shop/katalys-outbox.db."
     raise ConfigurationError(f"The outbox's directory {path.parent} {fault}, {elsewhere}")

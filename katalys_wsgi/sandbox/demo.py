@@ -111,7 +111,7 @@ def run(*, once: bool = False, out: Callable[[str], None] = print) -> int:
             site_id=SITE_ID,
             secret_key=secrets.token_urlsafe(48),
             endpoint=sandbox.endpoint,
-            outbox=f"sqlite:///{folder}/outbox.db",
+            outbox=f"{folder}/outbox.db",
             hooks=[listen],
         )
         with _serving(ClickMiddleware(Shop(tracker), tracker)) as shop:

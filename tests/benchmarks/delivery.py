@@ -104,7 +104,7 @@ def _backlog(directory: str, endpoint: str) -> Iterator[Tracker]:
         site_id=SITE_ID,
         secret_key=SECRET,  # type: ignore[arg-type] # Settings converts
         endpoint=endpoint,
-        outbox=f"sqlite:///{path}",
+        outbox=f"{path}",
         delivery="external",
         delivery_workers=WORKERS,
     )

@@ -57,7 +57,7 @@ def _wrap(app: Flask, directory: str) -> None:
     tracker = Tracker(
         site_id="KA-1A2B3C4",
         secret_key="kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2",
-        outbox=f"sqlite:///{directory}/never-used.db",
+        outbox=f"{directory}/never-used.db",
     )
     app.wsgi_app = ClickMiddleware(app.wsgi_app, tracker)  # type: ignore[method-assign] # Flask's documented way
 

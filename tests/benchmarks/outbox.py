@@ -81,9 +81,7 @@ def _record(plan: Plan, name: str, journal_mode: str, bound: float) -> Row:
 @contextmanager
 def _shop(directory: str) -> Iterator[Iterator[Any]]:
     """Yield the visits of checkouts, each with the cookie of a click."""
-    tracker = Tracker(
-        site_id=SITE_ID, secret_key=SECRET, outbox=f"sqlite:///{directory}/outbox.db", delivery="external"
-    )
+    tracker = Tracker(site_id=SITE_ID, secret_key=SECRET, outbox=f"{directory}/outbox.db", delivery="external")
     click = Click("102ef7451ec3e20cf1360ef6df7e1e", "1234", "5678", datetime.now(timezone.utc))
     value = ClickCookie([SECRET], window=tracker.settings.attribution_window).dumps(click)
     try:

@@ -131,7 +131,7 @@ def reading(plan: Plan) -> Row:
 def _added_time(
     plan: Plan, name: str, against: str, bound: float, peer: Application, requests: Callable[[], list[Environ]]
 ) -> Row:
-    tracker = Tracker(site_id=SITE_ID, secret_key=SECRET, outbox=f"sqlite:///{plan.directory}/never-used.db")
+    tracker = Tracker(site_id=SITE_ID, secret_key=SECRET, outbox=f"{plan.directory}/never-used.db")
     applications: list[Application] = [shop, ClickMiddleware(shop, tracker), peer]
     batches = [partial(_serve, application, requests) for application in applications]
     times = paired(batches, rounds=plan.pick(15, 3), passes=plan.pick(20, 2))

@@ -56,7 +56,7 @@ class Peer:
 def _queue_ours(directory: Path, endpoint: str, orders: int) -> None:
     from katalys_wsgi import Tracker
 
-    outbox = f"sqlite:///{directory}/outbox.db"
+    outbox = f"{directory}/outbox.db"
     tracker = Tracker(site_id=SITE_ID, secret_key=SECRET, outbox=outbox, endpoint=endpoint, delivery="external")
     for number in range(orders):
         tracker.visit(make_environ(LINK)).record(make_conversion(f"1{number:08}"))

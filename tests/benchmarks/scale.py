@@ -105,7 +105,7 @@ def on_sqlite(plan: Plan) -> Iterator[Open]:
         def open_it(count: int) -> Outbox:
             path = Path(directory, f"{count}.db")
             outbox = SQLiteOutbox(path)
-            fill(f"sqlite:///{path}", outbox, count)
+            fill(f"{path}", outbox, count)
             return outbox
 
         yield open_it
@@ -229,7 +229,7 @@ def relays_on_postgresql(plan: Plan) -> Row:
 def relays_on_sqlite(plan: Plan) -> Row:
     """The same on one file of one machine."""
     with tempfile.TemporaryDirectory(dir=plan.directory) as directory:
-        return relays(plan, "SQLite", lambda count: f"sqlite:///{directory}/{count}.db")
+        return relays(plan, "SQLite", lambda count: f"{directory}/{count}.db")
 
 
 def relays(plan: Plan, where: str, place: Callable[[int], str]) -> Row:

@@ -6,7 +6,6 @@ import http.client
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -100,12 +99,6 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until(condition: Callable[[], bool], patience: float = PATIENCE, every: float = 0.05) -> bool:
     """Whether ``condition`` came true in time."""
     give_up_at = time.monotonic() + patience
@@ -189,7 +182,7 @@ def deliver_the_rest(env: dict[str, str], log: Path, is_done: Callable[[], bool]
 
 
 def database(options: dict[str, Any]) -> Path:
-    return Path(re.sub("^sqlite:///", "", options["outbox"]))
+    return Path(re.sub("^", "", options["outbox"]))
 
 
 def query(path: Path, statement: str) -> list[tuple[Any, ...]]:

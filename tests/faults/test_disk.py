@@ -78,7 +78,7 @@ def disk(request: Any, tmp_path: Path) -> Iterator[SmallDisk | Quota]:
 @pytest.fixture
 def shop(disk: SmallDisk | Quota, make_tracker: Callable[..., Tracker]) -> Any:
     """A shop whose outbox lies on the disk; ``shop.buy(order)`` returns the body of a page that answered 200."""
-    tracker = make_tracker(outbox=f"sqlite:///{disk.folder}/outbox.db")
+    tracker = make_tracker(outbox=f"{disk.folder}/outbox.db")
 
     def checkout(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         outcome = tracker.visit(environ).record(make_conversion(environ["PATH_INFO"][1:])).outcome.name

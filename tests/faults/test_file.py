@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 def full_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of an outbox with a hundred orders."""
     path = tmp_path_factory.mktemp("full") / "outbox.db"
-    tracker = Tracker(site_id="KA-1A2B3C4", secret_key="kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2", outbox=f"sqlite:///{path}",
+    tracker = Tracker(site_id="KA-1A2B3C4", secret_key="kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2", outbox=f"{path}",
                       delivery="external")  # fmt: skip
     assert {record(tracker, order_id) for order_id in ORDERS} == {Outcome.RECORDED}
     tracker.close()
@@ -548,13 +548,13 @@ class TestPlace:
         monkeypatch.chdir(tmp_path)
         prepare(monkeypatch)
         with pytest.raises(ConfigurationError, match=message) as caught:
-            make_tracker(outbox="sqlite:///missing/outbox.db")
+            make_tracker(outbox="missing/outbox.db")
 
         assert "KATALYS_OUTBOX" in str(caught.value)
 
     def test_a_later_change_of_directory_does_not_start_a_second_outbox(self, tmp_path, monkeypatch, make_tracker):
         monkeypatch.chdir(tmp_path)
-        tracker = make_tracker(outbox="sqlite:///outbox.db")
+        tracker = make_tracker(outbox="outbox.db")
         monkeypatch.chdir("/")
         record(tracker, "1001")
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from katalys_wsgi.sandbox import Misbehaviour
+from tests.support import free_port
 
 from .harness import (
     Buyers,
@@ -24,7 +25,6 @@ from .harness import (
     accepted_orders,
     database,
     environment,
-    free_port,
     integrity,
     kill,
     query,

@@ -139,7 +139,7 @@ def test_no_log_line_of_any_library_holds_personal_data(
 def test_no_log_line_of_a_page_holds_personal_data(make_tracker, sandbox, everything_logged, tmp_path):
     """Forged cookies, broken tokens, invalid data, a full disk: what a page tells."""
     (tmp_path / "taken").mkdir()
-    unusable = make_tracker(outbox=f"sqlite:///{tmp_path}/taken")
+    unusable = make_tracker(outbox=f"{tmp_path}/taken")
     tracker = make_tracker(trusted_proxies=1)
     cookie = f"katalys_click=marker-mail-{SECRET}"
     tracker.visit(make_environ(LINK, cookie=cookie, HTTP_X_FORWARDED_FOR=ADDRESS + ", nonsense")).record(
@@ -170,7 +170,7 @@ def test_no_error_and_no_repr_holds_personal_data(make_tracker, sandbox, tmp_pat
         _error_of(lambda: visit.record(make_conversion(email_address=[EMAIL]))),
         _error_of(lambda: visit.record(make_conversion(email_address=EMAIL, vid=EMAIL, sale_amount=None))),
         _error_of(lambda: strict.record_update(OrderUpdate(order_id="", email_address=EMAIL))),
-        _error_of(lambda: record_marked(make_tracker(strict=True, outbox=f"sqlite:///{tmp_path}"))),
+        _error_of(lambda: record_marked(make_tracker(strict=True, outbox=f"{tmp_path}"))),
     ]
     shown = [
         visit, strict, strict.settings, strict.outbox, postback, entry, Change.release(entry), record_marked(strict),

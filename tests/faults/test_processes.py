@@ -17,7 +17,7 @@ import pytest
 
 from katalys_wsgi import Event, Tracker, process
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
-from tests.support import LINK, make_conversion, make_environ
+from tests.support import LINK, free_port, make_conversion, make_environ
 
 from .harness import (
     BIN,
@@ -27,7 +27,6 @@ from .harness import (
     database,
     deliver_the_rest,
     environment,
-    free_port,
     integrity,
     kill,
     running,

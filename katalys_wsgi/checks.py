@@ -1,0 +1,242 @@
+"""What each setting may be: a check returns the value as it is kept, or raises ValueError.
+
+The error's text is the rest of a sentence that begins with the setting's name in the reader's spelling.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+from .outbox import Outbox
+
+__all__ = [
+    "ENDPOINT", "LONGEST_WINDOW", "Check", "Consent", "boolean", "choice", "consent", "cookie_domain", "cookie_name",
+    "cookie_secure", "duration", "endpoint", "outbox", "secret_keys", "site_id", "sources", "whole",
+]  # fmt: skip
+
+#: The address of the specification; see "HTTP Request Details" in Katalys' Server-to-Server Implementation.
+ENDPOINT = "https://db.revoffers.com/v2/_tr_offline"
+
+#: RFC 6265bis §5.5: browsers cap a cookie at 400 days without telling anyone, so we refuse instead.
+LONGEST_WINDOW = timedelta(days=400)
+
+SHORTEST_KEY = 32
+FEWEST_DIFFERENT_CHARACTERS = 10
+PLACEHOLDERS = (
+    "abcdefgh", "changeme", "changethis", "donotuse", "insecure", "placeholder", "password",
+    "replaceme", "replacethis", "secretkey", "supersecret", "yoursecret", "01234567", "12345678",
+)  # fmt: skip
+
+NEW_KEY = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
+
+Check = Callable[[object], Any]
+
+#: A function that takes the WSGI environ and says whether the visitor consented.
+Consent = Callable[[dict[str, Any]], bool]
+
+
+def site_id(value: object) -> str:
+    """A Tracking ID: ``KA-…``, or in older accounts a domain."""
+    if not value:
+        raise ValueError("is missing; set it to the Tracking ID of Katalys' Integrations page, such as KA-1A2B3C4")
+    if not isinstance(value, str) or not re.fullmatch(r"KA-[A-Za-z0-9]{3,40}|([a-z0-9-]+\.)+[a-z]{2,}", value):
+        raise ValueError(
+            f"is {value!r}, which is not a Tracking ID: copy it from Katalys' Integrations page (KA-1A2B3C4)"
+        )
+    return value
+
+
+def secret_keys(value: object) -> tuple[str, ...]:
+    """A string or a list of strings, oldest first; the last one signs."""
+    keys = [value] if isinstance(value, (str, bytes)) else list(value) if isinstance(value, Iterable) else [value]
+    if not any(keys):
+        raise ValueError(f"is missing; {NEW_KEY}")
+    return tuple(_secret_key(key) for key in keys)
+
+
+def _secret_key(key: object) -> str:
+    if isinstance(key, bytes):
+        key = key.decode("latin-1")
+    if not isinstance(key, str):
+        # A ValueError like every other: the caller collects them all.
+        raise ValueError(f"holds {type(key).__name__} where a string belongs; {NEW_KEY}")  # noqa: TRY004
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(f"has a key of {len(key)} characters, at least {SHORTEST_KEY} are needed; {NEW_KEY}")
+    if len(set(key)) < FEWEST_DIFFERENT_CHARACTERS:
+        raise ValueError(f"has a key of few different characters, easily guessed; {NEW_KEY}")
+    plain = re.sub(r"[^a-z0-9]", "", key.lower())
+    if any(word in plain for word in PLACEHOLDERS):
+        raise ValueError(f"looks like a placeholder that anybody can read in a manual; {NEW_KEY}")
+    if re.search(r"[\ud800-\udfff]", key):  # how Python reads bytes of the environment that are not UTF-8
+        raise ValueError(f"holds a lone surrogate, which no encoding can write; {NEW_KEY}")
+    return key
+
+
+def choice(*names: str) -> Check:
+    """One of ``names``."""
+
+    def check(value: object) -> str:
+        if value not in names:
+            raise ValueError(f"is {value!r}; choose {' or '.join(names)}")
+        return str(value)
+
+    return check
+
+
+def endpoint(value: object) -> str:
+    """An https address without query and user; http only on this machine."""
+    text = str(value)
+    if "@" in text:
+        # The address is not repeated: it may hold a password.
+        raise ValueError(f"holds an @, so it is not a plain address; leave it out to use {ENDPOINT}")
+    host = _host(text)
+    if host is None:
+        raise ValueError(f"is {text!r}, which is not a plain address; leave it out to use {ENDPOINT}")
+    if not text.lower().startswith("https:") and not _is_loopback(host):
+        raise ValueError(f"is {text!r}: conversions carry personal data, so only https:// is allowed off this machine")
+    return text
+
+
+def _host(address: str) -> str | None:
+    """The host of an http address without query; None if the address or its port cannot be read."""
+    if not re.fullmatch(r"https?://[!-~]+", address, re.IGNORECASE | re.ASCII) or re.search("[?#]", address):
+        return None
+    try:
+        url = urlsplit(address)
+        return url.hostname if url.port != 0 else None
+    except ValueError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def duration(least: float, most: timedelta | None = None) -> Check:
+    """A ``timedelta`` or seconds, at least ``least`` seconds and at most ``most``."""
+
+    def check(value: object) -> timedelta:
+        duration = value if isinstance(value, timedelta) else timedelta(seconds=_number(value))
+        if duration.total_seconds() < least:
+            raise ValueError(f"is {duration}; at least {least:g} seconds make sense")
+        if most is not None and duration > most:
+            raise ValueError(f"is {duration}; at most {most.days} days are possible (browsers forget cookies then)")
+        return duration
+
+    return check
+
+
+def _number(value: object) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(cast(Any, value))
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) < 1e11:  # also refuses NaN; more seconds than a timedelta holds
+        raise ValueError(f"is {value!r}; give seconds as a number, or a timedelta in Python")
+    return number
+
+
+def whole(least: int, most: int) -> Check:
+    """A whole number from ``least`` to ``most``."""
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or not least <= int(str(value)) <= most:
+            raise ValueError(f"is {value!r}; give a whole number from {least} to {most}")
+        return int(str(value))
+
+    return check
+
+
+_BOOLEANS = {
+    "true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False,
+}  # fmt: skip
+
+
+def boolean(value: object) -> bool:
+    """True or False, or a word for them."""
+    if str(value).lower() not in _BOOLEANS:
+        raise ValueError(f"is {value!r}; write true or false")
+    return _BOOLEANS[str(value).lower()]
+
+
+def cookie_secure(value: object) -> bool | Literal["auto"]:
+    """A boolean, or ``"auto"``: Secure where the visitor's connection is https."""
+    if value == "auto":
+        return "auto"
+    try:
+        return boolean(value)
+    except ValueError:
+        raise ValueError(f"is {value!r}; write auto, true or false") from None
+
+
+def sources(value: object) -> tuple[str, ...]:
+    """Names separated by white space or commas, or a list of them; in lower case."""
+    names = re.split(r"[\s,]+", value) if isinstance(value, str) else value
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"is {value!r}; list the accepted utm_source values, such as katalys revoffers")
+    return tuple(name.lower() for name in names if name)
+
+
+_COOKIE_WORDS = (
+    "comment", "domain", "expires", "httponly", "max-age", "partitioned", "path", "samesite", "secure", "version",
+)  # fmt: skip
+
+
+def cookie_name(value: object) -> str:
+    """A cookie's name that every parser reads."""
+    # RFC 6265 §4.1.1: a cookie's name is a token of RFC 9110. RFC 2109 kept $ at its start, and some words, for itself.
+    if not isinstance(value, str) or not re.fullmatch(r"(?!\$)[A-Za-z0-9_.!#$%&'*+^`|~-]{1,64}", value):
+        raise ValueError(f"is {value!r}; use letters, digits, '_' and '-' only")
+    if value.lower() in _COOKIE_WORDS:
+        raise ValueError(f"is {value!r}, which is a word of the Cookie header itself; choose another")
+    return value
+
+
+def cookie_domain(value: object) -> str | None:
+    """A plain domain in lower case; None for the host that sets the cookie."""
+    if value in (None, ""):
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"([A-Za-z0-9-]{1,63}\.)+[A-Za-z0-9-]{2,63}", value):
+        raise ValueError(f"is {value!r}; write the plain domain, such as example.com, or leave it out")
+    return value.lower()
+
+
+def consent(value: object) -> Consent | None:
+    """A function of the environ, or None."""
+    if value is not None and not callable(value):
+        raise ValueError("can only be given in Python: a function that takes the environ and returns True or False")
+    return value
+
+
+def outbox(value: object) -> str | Outbox:
+    """A path of a SQLite file of ours, a SQLAlchemy URL of the shop's database, or an ``Outbox``."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(cast("os.PathLike[str]", value))
+    if not isinstance(value, str):
+        if isinstance(value, type) or not isinstance(value, Outbox):
+            raise ValueError(
+                f"is {'a class' if isinstance(value, type) else 'a ' + type(value).__name__}; give a path, a "
+                "SQLAlchemy URL, or an object with the methods of katalys_wsgi.outbox.Outbox"
+            )
+        return value
+    if not value.strip():
+        raise ValueError("is empty; leave it out for a SQLite file, or give a path, a URL or an Outbox")
+    # Addresses are not repeated: they may hold the database's password.
+    if re.match(r"sqlite(\+\w+)?://(/?$|/?\?|/:memory:)", value) or value == ":memory:":
+        raise ValueError("is an address in memory; give a path such as katalys-outbox.db, or MemoryOutbox() in tests")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.]+:", value) and "://" not in value:
+        raise ValueError("is neither a path nor a URL; write katalys-outbox.db or scheme://host/database")
+    if value.endswith("/") or (Path(value).name in ("", ".", "..") and "://" not in value):
+        raise ValueError("names a directory; add the file's name, such as katalys-outbox.db")
+    return value
