@@ -225,10 +225,8 @@ def outbox(value: object) -> str | Outbox:
         value = os.fspath(cast("os.PathLike[str]", value))
     if not isinstance(value, str):
         if isinstance(value, type) or not isinstance(value, Outbox):
-            raise ValueError(
-                f"is {'a class' if isinstance(value, type) else 'a ' + type(value).__name__}; give a path, a "
-                "SQLAlchemy URL, or an object with the methods of katalys_wsgi.outbox.Outbox"
-            )
+            what = "a class" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise ValueError(f"is {what}; give a path, a SQLAlchemy URL, or an object with the methods of Outbox")
         return value
     if not value.strip():
         raise ValueError("is empty; leave it out for a SQLite file, or give a path, a URL or an Outbox")

@@ -22,7 +22,7 @@ from .checks import LONGEST_WINDOW
 from .delivery import Drained
 from .errors import InvalidConversion, KatalysError, OutboxUnavailable
 from .events import Event
-from .outbox import DEAD, DELIVERED, PENDING, Entry, Outbox
+from .outbox import Entry, Outbox, State
 from .sandbox import Collector, Sandbox, demo
 from .settings import ENVIRONMENT, Settings
 from .tracker import Tracker
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-age", type=float, default=3600, help="seconds a row may be pending (default: 3600)")
 
     command = add("list", _list, "list entries, the newest first", as_json, settings)
-    command.add_argument("--state", choices=(PENDING, DELIVERED, DEAD), help="only these")
+    command.add_argument("--state", choices=(State.PENDING, State.DELIVERED, State.DEAD), help="only these")
     command.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
 
     command = add("why", _why, "tell the whole story of an order", as_json, settings)
@@ -239,14 +239,14 @@ def _retry(arguments: argparse.Namespace) -> int:
         return WRONG_USE
     with closing(_tracker(arguments)) as tracker:
         entries = _every_dead(tracker.outbox) if arguments.all_dead else tracker.outbox.history(arguments.order)
-        dead = [entry for entry in entries if entry.state == DEAD]
+        dead = [entry for entry in entries if entry.state == State.DEAD]
         revived = [entry for entry in dead if _revive(tracker.outbox, entry, changes)]
     print(f"{len(revived)} of {len(dead)} dead letters will be tried again")
     return OK if revived and len(revived) == len(dead) else FAILED
 
 
 def _every_dead(outbox: Outbox) -> list[Entry]:
-    return outbox.entries(DEAD, limit=outbox.statistics().dead)[::-1]
+    return outbox.entries(State.DEAD, limit=outbox.statistics().dead)[::-1]
 
 
 def _revive(outbox: Outbox, entry: Entry, changes: dict[str, str]) -> bool:

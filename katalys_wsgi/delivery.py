@@ -35,7 +35,7 @@ from urllib3.util import Retry
 from .conversion.wire import PERSONAL, WIRES
 from .errors import OutboxUnavailable
 from .events import Events
-from .outbox import DEAD, DELIVERED, PENDING, Change, Entry, Outbox, Receipt, Verdict
+from .outbox import Change, Entry, Outbox, Receipt, State, Verdict
 from .process import PerProcess
 from .settings import Settings
 
@@ -453,13 +453,13 @@ class Relay:
     def _tell(self, change: Change, receipt: Receipt) -> None:
         entry = change.entry
         row = {"order_id": entry.order_id, "kind": entry.kind, "attempts": entry.attempts, "status": receipt.status}
-        if change.state == DELIVERED:
+        if change.state == State.DELIVERED:
             self._events.emit("postback_delivered", **row, confirmed=receipt.confirmed)
         else:
             self._events.emit(_FAILURES[change.state], **row, reason=receipt.error)
 
 
-_FAILURES = {PENDING: "postback_postponed", DEAD: "postback_buried"}
+_FAILURES = {State.PENDING: "postback_postponed", State.DEAD: "postback_buried"}
 
 
 class _Endpoint:

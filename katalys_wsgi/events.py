@@ -69,7 +69,9 @@ _TUNE_PROXIES = "Set trusted_proxies to the number of proxies in front of the sh
 #: Every event there is, by name.
 EVENTS: Mapping[str, EventType] = MappingProxyType({
     # attribution
-    "cookie_unreadable": EventType(DEBUG, ("reason",), "A click cookie was altered, cut short or signed with an unknown key."),
+    "cookie_unreadable": EventType(
+        DEBUG, ("reason",), "A click cookie was altered, cut short or signed with an unknown key.",
+    ),
     "consent_failed": EventType(
         ERROR, ("reason",), "The consent function raised; the visitor counts as one without consent.",
         "Fix the function given as consent.",
@@ -87,12 +89,16 @@ EVENTS: Mapping[str, EventType] = MappingProxyType({
     ),
     # recording
     "conversion_recorded": EventType(INFO, ("order_id", "reason"), "A sale is in the outbox and will be delivered."),
-    "conversion_duplicate": EventType(INFO, ("order_id", "reason"), "The order was recorded before; the first record stands."),
+    "conversion_duplicate": EventType(
+        INFO, ("order_id", "reason"), "The order was recorded before; the first record stands.",
+    ),
     "conversion_invalid": EventType(
         ERROR, ("order_id", "reason"), "A sale cannot be reported as it stands; it is kept as a dead letter.",
         "Correct it with: katalys-wsgi retry ORDER --set FIELD=VALUE, or record the order again.",
     ),
-    "update_recorded": EventType(INFO, ("order_id", "reason"), "An order update is in the outbox and will be delivered."),
+    "update_recorded": EventType(
+        INFO, ("order_id", "reason"), "An order update is in the outbox and will be delivered.",
+    ),
     "update_duplicate": EventType(INFO, ("order_id", "reason"), "The very same update was recorded before."),
     "update_invalid": EventType(
         ERROR, ("order_id", "reason"), "An order update cannot be reported as it stands; it is kept as a dead letter.",

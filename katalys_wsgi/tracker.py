@@ -21,7 +21,7 @@ from .attribution.click import MARKER, Click
 from .attribution.cookie import ClickCookie, SignedText, click_from_payload, click_payload
 from .attribution.visitor import client_ip, ignores_proxy, is_https, user_agent
 from .conversion.order import Conversion, OrderUpdate
-from .conversion.postback import CONVERSION, UPDATE, Postback
+from .conversion.postback import Kind, Postback
 from .errors import ConfigurationError, InvalidConversion, InvalidToken, OutboxUnavailable
 from .events import Events, Hook
 from .outbox import Added, Receipt, Verdict, open_outbox
@@ -473,12 +473,12 @@ _ADDED = {
     Added.DIFFERENT: (Outcome.DUPLICATE, "recorded before with other fields; those stand"),
 }
 _EVENTS = {
-    (CONVERSION, Outcome.RECORDED): "conversion_recorded",
-    (CONVERSION, Outcome.DUPLICATE): "conversion_duplicate",
-    (CONVERSION, Outcome.INVALID): "conversion_invalid",
-    (UPDATE, Outcome.RECORDED): "update_recorded",
-    (UPDATE, Outcome.DUPLICATE): "update_duplicate",
-    (UPDATE, Outcome.INVALID): "update_invalid",
+    (Kind.CONVERSION, Outcome.RECORDED): "conversion_recorded",
+    (Kind.CONVERSION, Outcome.DUPLICATE): "conversion_duplicate",
+    (Kind.CONVERSION, Outcome.INVALID): "conversion_invalid",
+    (Kind.UPDATE, Outcome.RECORDED): "update_recorded",
+    (Kind.UPDATE, Outcome.DUPLICATE): "update_duplicate",
+    (Kind.UPDATE, Outcome.INVALID): "update_invalid",
 }
 _INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
 

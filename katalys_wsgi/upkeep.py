@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from .conversion.postback import CONVERSION, Postback, email_hash
+from .conversion.postback import Kind, Postback, email_hash
 from .conversion.wire import wire_problems
 from .errors import InvalidConversion
-from .outbox import DEAD, DELIVERED, PENDING, Entry, Outbox, Statistics
+from .outbox import Entry, Outbox, State, Statistics
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _email_of(entry: Entry) -> str:
 
 
 def _beginning(entry: Entry) -> Iterator[str]:
-    if entry.kind == CONVERSION:
+    if entry.kind == Kind.CONVERSION:
         if entry.clicked_at is not None:
             yield f"The shopper came through a Katalys link, {_time(entry.clicked_at)}."
         yield f"The order was recorded, {_time(entry.created_at)}."
@@ -102,13 +102,13 @@ def _beginning(entry: Entry) -> Iterator[str]:
 
 
 def _what_is_next(entry: Entry, entries: list[Entry], now: float) -> str:
-    if entry.state == DELIVERED:
+    if entry.state == State.DELIVERED:
         return (
             "It is delivered."
             if entry.confirmed
             else "It is sent; over GET Katalys never says whether it was understood."
         )
-    if entry.state == DEAD:
+    if entry.state == State.DEAD:
         retry = f"Correct it with: katalys-wsgi retry {entry.order_id} --set FIELD=VALUE"
         return f"It is a dead letter: {entry.last_error}. " + (retry if entry.payload else "Its data is gone.")
     if entry.lease_token and (entry.leased_until or 0.0) > now:
@@ -120,7 +120,7 @@ def _what_is_next(entry: Entry, entries: list[Entry], now: float) -> str:
 
 
 def _holds_back(older: Entry) -> bool:
-    return older.state == PENDING or (older.state == DEAD and older.kind == CONVERSION)
+    return older.state == State.PENDING or (older.state == State.DEAD and older.kind == Kind.CONVERSION)
 
 
 def _time(seconds: float | None) -> str:

@@ -31,7 +31,7 @@ from katalys_wsgi import delivery as room
 from katalys_wsgi.conversion.postback import Postback
 from katalys_wsgi.delivery import Drained, Relay, Sender, back_off, judge, retry_after
 from katalys_wsgi.events import Events
-from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING, Entry, Receipt, Verdict
+from katalys_wsgi.outbox import Entry, Receipt, State, Verdict
 from katalys_wsgi.outbox import sqlite as sqlite_outbox
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
@@ -880,7 +880,7 @@ class TestDrain:
         relay.drain()
 
         entry = row(outbox)
-        assert (entry.state, entry.payload, entry.last_status, entry.confirmed) == (DELIVERED, None, 204, True)
+        assert (entry.state, entry.payload, entry.last_status, entry.confirmed) == (State.DELIVERED, None, 204, True)
         assert names(events) == ["postback_delivered"]
         assert events[0].fields["order_id"] == "1001"
 
@@ -888,7 +888,7 @@ class TestDrain:
         record(outbox, "1001")
         make_relay(wire="get").drain()
 
-        assert (row(outbox).state, row(outbox).confirmed) == (DELIVERED, False)
+        assert (row(outbox).state, row(outbox).confirmed) == (State.DELIVERED, False)
         assert orders(sandbox.collector.accepted) == ["1001"]
 
     def test_each_attempt_sends_the_same_bytes(self, relay, outbox, sandbox, clock):
@@ -966,7 +966,7 @@ class TestDrain:
         relay.drain()
 
         assert outbox.history("1001") == []
-        assert row(outbox, "1002").state == DELIVERED
+        assert row(outbox, "1002").state == State.DELIVERED
         assert names(events)[-1] == "outbox_pruned"
 
 
@@ -1011,7 +1011,7 @@ class TestFailures:
 
         assert relay.drain() == Drained(buried=1)
         entry = row(outbox)
-        assert (entry.state, entry.last_status, entry.attempts) == (DEAD, status, 1)
+        assert (entry.state, entry.last_status, entry.attempts) == (State.DEAD, status, 1)
         assert entry.payload
         assert "order_id: is odd" in (entry.last_error or "")
         assert [(event.name, event.level) for event in events] == [("postback_buried", logging.ERROR)]
@@ -1023,7 +1023,7 @@ class TestFailures:
         clock.advance(7 * 24 * HOUR)
 
         assert relay.drain() == Drained(buried=1)
-        assert row(outbox).state == DEAD
+        assert row(outbox).state == State.DEAD
         assert names(events) == ["postback_postponed", "postback_buried"]
 
     def test_a_row_that_waited_for_a_week_is_tried_once_at_least(self, relay, outbox, sandbox, clock):
@@ -1040,7 +1040,7 @@ class TestFailures:
         sandbox.collector.misbehave(Misbehaviour.status(503), times=1)
 
         assert relay.drain() == Drained(postponed=1)
-        assert row(outbox).state == PENDING
+        assert row(outbox).state == State.PENDING
 
     def test_refused_rows_stop_nobody(self, relay, outbox, sandbox):
         """Ten bad orders are no reason to doubt Katalys."""
@@ -1068,7 +1068,7 @@ class TestFailures:
 
         assert drained_in_time(relay)
         assert sorted(orders(sandbox.collector.accepted)) == ["1", "2"]
-        assert row(outbox, 0).state in (PENDING, DEAD)
+        assert row(outbox, 0).state in (State.PENDING, State.DEAD)
 
     def test_counts_of_a_mixed_day(self, relay, outbox, sandbox):
         record(outbox, *range(4))
@@ -1080,7 +1080,7 @@ class TestFailures:
         sandbox.collector.misbehave(Misbehaviour("mixed", next_one), times=3)
 
         assert relay.drain() == Drained(settled=1, postponed=2, buried=1)
-        assert states(outbox, range(4)) == [PENDING, DEAD, PENDING, DELIVERED]
+        assert states(outbox, range(4)) == [State.PENDING, State.DEAD, State.PENDING, State.DELIVERED]
 
     def test_no_event_or_row_tells_who_bought(self, relay, outbox, sandbox, clock, events, caplog):
         caplog.set_level(logging.DEBUG)
@@ -1185,7 +1185,7 @@ class TestBreaker:
             clock.advance(HOUR / 2)
 
         assert len(sandbox.collector.accepted) == 30
-        assert states(outbox, range(30)) == [DELIVERED] * 30
+        assert states(outbox, range(30)) == [State.DELIVERED] * 30
         assert attempts < 100
 
 
@@ -1225,7 +1225,7 @@ class TestPause:
         for _ in range(10):
             relay.drain()
             clock.advance(7 * 24 * HOUR)
-        assert states(outbox, range(3)) == [PENDING] * 3
+        assert states(outbox, range(3)) == [State.PENDING] * 3
 
         sandbox.collector.behave()
         assert relay.drain() == Drained(settled=3)
@@ -1237,7 +1237,7 @@ class TestPause:
             relay.drain()
             clock.advance(HOUR)
 
-        assert row(outbox).state == DELIVERED
+        assert row(outbox).state == State.DELIVERED
         assert row(outbox).attempts == 4
 
 

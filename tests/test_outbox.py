@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import Click, ConfigurationError, OrderUpdate, OutboxUnavailable
-from katalys_wsgi.conversion.postback import Postback
-from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING, Added, Change, Entry, Outbox, Receipt, Verdict
+from katalys_wsgi.conversion.postback import Kind, Postback
+from katalys_wsgi.outbox import Added, Change, Entry, Outbox, Receipt, State, Verdict
 from katalys_wsgi.outbox import sqlite as sqlite_outbox
 from katalys_wsgi.outbox.file import journal_mode
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
@@ -129,7 +129,7 @@ class TestAdd:
         entry = row(outbox)
         assert (entry.key, entry.order_id, entry.kind) == (postback.key, "1001", "conversion")
         assert (entry.payload, entry.digest) == (postback.payload, postback.digest)
-        assert (entry.state, entry.attempts, entry.history) == (PENDING, 0, ())
+        assert (entry.state, entry.attempts, entry.history) == (State.PENDING, 0, ())
         assert (entry.due_at, entry.created_at, entry.pending_since) == (clock(), clock(), clock())
         assert (entry.leased_until, entry.lease_token, entry.finished_at) == (None, None, None)
         assert (entry.last_status, entry.last_error, entry.confirmed) == (None, None, False)
@@ -141,7 +141,7 @@ class TestAdd:
         assert row(outbox).clicked_at == 1_795_000_000
 
     def test_a_payload_comes_out_byte_for_byte(self, outbox):
-        odd = Postback("key", "1001", "conversion", '{"user_agent":"\\u00fc \\ud83d\\ude00 \\u0000 \'; --%s ?"}')
+        odd = Postback("key", "1001", Kind.CONVERSION, '{"user_agent":"\\u00fc \\ud83d\\ude00 \\u0000 \'; --%s ?"}')
         outbox.add(odd)
 
         assert claim_one(outbox).payload == odd.payload
@@ -231,7 +231,7 @@ class TestDeadLetters:
     def test_a_faulty_message_is_kept_and_not_delivered(self, outbox, clock):
         assert outbox.add(conversion(), problems=["sale_amount: is missing", "vid: is blank"]) is Added.NEW
         entry = row(outbox)
-        assert (entry.state, entry.attempts, entry.finished_at) == (DEAD, 0, clock())
+        assert (entry.state, entry.attempts, entry.finished_at) == (State.DEAD, 0, clock())
         assert entry.payload == conversion().payload
         assert "sale_amount: is missing" in (entry.last_error or "")
         assert "vid: is blank" in (entry.last_error or "")
@@ -244,7 +244,7 @@ class TestDeadLetters:
 
         assert outbox.add(conversion(sale_amount="59.90")) is Added.REPLACED
         entry = row(outbox)
-        assert (entry.id, entry.state, entry.attempts) == (dead.id, PENDING, 0)
+        assert (entry.id, entry.state, entry.attempts) == (dead.id, State.PENDING, 0)
         assert (entry.last_error, entry.finished_at, entry.due_at) == (None, None, clock())
         assert entry.payload == conversion().payload
         assert said_by(claim_one(outbox)) == "59.90"
@@ -290,9 +290,9 @@ class TestDeadLetters:
         outbox.apply([Change.bury(claim_one(outbox), REFUSED)])
 
         assert outbox.add(conversion()) is Added.SAME
-        assert row(outbox).state == DEAD
+        assert row(outbox).state == State.DEAD
         assert outbox.add(conversion(sale_amount="1.00")) is Added.REPLACED
-        assert (row(outbox).state, row(outbox).attempts) == (PENDING, 0)
+        assert (row(outbox).state, row(outbox).attempts) == (State.PENDING, 0)
         assert said_by(claim_one(outbox)) == "1.00"
 
     def test_what_was_tried_before_the_replacement_is_remembered(self, outbox):
@@ -311,7 +311,7 @@ class TestClaim:
         entry = claim_one(outbox)
 
         assert entry == row(outbox)
-        assert (entry.attempts, entry.state) == (1, PENDING)
+        assert (entry.attempts, entry.state) == (1, State.PENDING)
         assert entry.lease_token
         assert entry.leased_until == pytest.approx(clock() + LEASE)
         assert entry.payload == conversion().payload
@@ -394,7 +394,7 @@ class TestApply:
 
         assert outbox.apply([Change.settle(entry, TAKEN)]) == 1
         entry = row(outbox)
-        assert (entry.state, entry.payload, entry.attempts) == (DELIVERED, None, 1)
+        assert (entry.state, entry.payload, entry.attempts) == (State.DELIVERED, None, 1)
         assert (entry.leased_until, entry.lease_token, entry.finished_at) == (None, None, clock())
         assert (entry.last_status, entry.last_error, entry.confirmed) == (204, None, True)
         assert all(value not in str(vars(entry)) for value in ("ann@example.com", BUYER_IP, BUYER_AGENT))
@@ -410,7 +410,7 @@ class TestApply:
         outbox.apply([Change.postpone(claim_one(outbox), BUSY, 100.0)])
 
         entry = row(outbox)
-        assert (entry.state, entry.attempts, entry.payload) == (PENDING, 1, conversion().payload)
+        assert (entry.state, entry.attempts, entry.payload) == (State.PENDING, 1, conversion().payload)
         assert (entry.leased_until, entry.lease_token, entry.finished_at) == (None, None, None)
         assert (entry.last_status, entry.last_error) == (503, "HTTP 503")
         assert entry.due_at == pytest.approx(clock() + 100)
@@ -424,7 +424,7 @@ class TestApply:
         outbox.apply([Change.bury(claim_one(outbox), REFUSED)])
 
         entry = row(outbox)
-        assert (entry.state, entry.payload, entry.attempts) == (DEAD, conversion().payload, 1)
+        assert (entry.state, entry.payload, entry.attempts) == (State.DEAD, conversion().payload, 1)
         assert (entry.lease_token, entry.finished_at) == (None, clock())
         assert (entry.last_status, entry.last_error) == (400, "HTTP 400: no")
         clock.advance(365 * DAY)
@@ -436,7 +436,7 @@ class TestApply:
 
         assert outbox.apply([Change.release(entry)]) == 1
         entry = row(outbox)
-        assert (entry.state, entry.attempts, entry.history) == (PENDING, 0, ())
+        assert (entry.state, entry.attempts, entry.history) == (State.PENDING, 0, ())
         assert (entry.leased_until, entry.lease_token, entry.last_error) == (None, None, None)
         assert claim_one(outbox).attempts == 1
 
@@ -479,7 +479,7 @@ class TestApply:
         clock.advance(LEASE + 1)
 
         assert outbox.apply([Change.settle(late, TAKEN)]) == 1
-        assert row(outbox).state == DELIVERED
+        assert row(outbox).state == State.DELIVERED
 
     def test_the_same_change_twice_counts_once(self, outbox):
         outbox.add(conversion())
@@ -501,7 +501,12 @@ class TestApply:
         ]
 
         assert outbox.apply(iter(changes)) == 3
-        assert [row(outbox, order_id).state for order_id in "abcd"] == [DELIVERED, PENDING, DEAD, DELIVERED]
+        assert [row(outbox, order_id).state for order_id in "abcd"] == [
+            State.DELIVERED,
+            State.PENDING,
+            State.DEAD,
+            State.DELIVERED,
+        ]
 
     def test_no_change_is_none(self, outbox):
         assert outbox.apply([]) == 0
@@ -770,9 +775,9 @@ class TestQuestions:
         ("state", "orders"),
         [
             (None, ["new", "in hand", "failed", "refused", "delivered"]),
-            (PENDING, ["new", "in hand", "failed"]),
-            (DEAD, ["refused"]),
-            (DELIVERED, ["delivered"]),
+            (State.PENDING, ["new", "in hand", "failed"]),
+            (State.DEAD, ["refused"]),
+            (State.DELIVERED, ["delivered"]),
         ],
         ids=["all", "pending", "dead", "delivered"],
     )
@@ -801,7 +806,7 @@ class TestRevival:
     def test_a_dead_letter_can_be_tried_again(self, outbox, clock, dead):
         assert outbox.revive(dead, conversion())
         entry = row(outbox)
-        assert (entry.id, entry.state, entry.attempts) == (dead.id, PENDING, 0)
+        assert (entry.id, entry.state, entry.attempts) == (dead.id, State.PENDING, 0)
         assert (entry.due_at, entry.pending_since, entry.created_at) == (clock(), clock(), dead.created_at)
         assert (entry.last_error, entry.finished_at) == (None, None)
         assert [attempt.status for attempt in entry.history] == [400]
@@ -822,7 +827,7 @@ class TestRevival:
         outbox.add(conversion("1002"))
 
         assert not outbox.revive(dead, conversion("1002"))
-        assert row(outbox).state == DEAD
+        assert row(outbox).state == State.DEAD
 
     def test_its_updates_follow(self, outbox, dead):
         outbox.add(update())
@@ -837,7 +842,7 @@ class TestForgetting:
 
         assert outbox.forget([row(outbox)]) == 1
         entry = row(outbox)
-        assert (entry.state, entry.payload, entry.finished_at) == (DEAD, None, clock())
+        assert (entry.state, entry.payload, entry.finished_at) == (State.DEAD, None, clock())
         assert entry.last_error
         assert outbox.claim(10, LEASE) == []
         assert list(outbox.with_payload()) == []
@@ -854,7 +859,7 @@ class TestForgetting:
         outbox.add(conversion(), problems=["vid: is blank"])
 
         assert outbox.forget([row(outbox)]) == 1
-        assert (row(outbox).state, row(outbox).payload) == (DEAD, None)
+        assert (row(outbox).state, row(outbox).payload) == (State.DEAD, None)
 
     def test_what_changed_meanwhile_is_not_touched(self, outbox):
         outbox.add(conversion())
@@ -948,7 +953,7 @@ import os, signal, sys, threading, time, traceback
 from katalys_wsgi import Conversion
 from katalys_wsgi.outbox import Change
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox import Receipt, Verdict
 path, now = sys.argv[1:]
 outbox = SQLiteOutbox(path, clock=lambda: float(now))

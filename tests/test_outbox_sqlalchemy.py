@@ -25,32 +25,20 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from pyramid.config import Configurator
 from pyramid.response import Response
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Integer,
-    MetaData,
-    String,
-    create_engine,
-    event,
-    inspect,
-    select,
-    text,
-)
+from sqlalchemy import Connection, Engine, Integer, MetaData, String, create_engine, event, inspect, select, text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 from webtest import TestApp
 
 from katalys_wsgi import ConfigurationError, OrderUpdate, OutboxUnavailable, Outcome, Tracker
-from katalys_wsgi.outbox import DEAD, Added, Change, Outbox, Receipt, Verdict
+from katalys_wsgi.outbox import Added, Change, Outbox, Receipt, State, Verdict
 from katalys_wsgi.outbox import sqlalchemy as sqlalchemy_outbox
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, outbox_table
 
-from .support import LINK, make_conversion, make_environ
+from .support import LINK, Clock, make_conversion, make_environ
 from .test_outbox import (  # noqa: F401 - the suite
     LEASE,
-    Clock,
     TestAdd,
     TestApply,
     TestClaim,
@@ -258,7 +246,7 @@ class TestOneTransaction:
         with connect(engine) as (db, connection):
             assert record(shop, connection) is Outcome.RECORDED
             db.rollback()
-        assert shop.outbox.history("1001")[0].state == DEAD
+        assert shop.outbox.history("1001")[0].state == State.DEAD
 
         with connect(engine) as (db, connection):
             assert record(shop, connection) is Outcome.RECORDED
@@ -267,7 +255,7 @@ class TestOneTransaction:
 
     def test_a_fault_of_ours_is_undone_alone(self, shop, engine, connect, monkeypatch):
         """Whatever breaks between our statements."""
-        monkeypatch.setattr(sqlalchemy_outbox, "met_again", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(sqlalchemy_outbox, "added_again", lambda *_, **__: 1 / 0)
         record(shop, None)
         with connect(engine) as (db, connection):
             db.execute(ORDER)

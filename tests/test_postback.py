@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from katalys_wsgi import Click, Conversion, Discount, LineItem, OrderUpdate
-from katalys_wsgi.conversion.postback import CONVERSION, UPDATE, Postback
+from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.conversion.wire import WIRES, wire_problems
 
 from .support import BUYER_AGENT, BUYER_IP, OLD_SECRET, SECRET, SITE_ID, TWELVE_KEYS, make_conversion
@@ -439,7 +439,7 @@ class TestUpdates:
         """Katalys' knowledge base, "Order Status Reporting"; whatever type the conversions have."""
         update = make_update(order_status="refunded")
 
-        assert (update.kind, update.order_id, update.clicked_at) == (UPDATE, "1001", None)
+        assert (update.kind, update.order_id, update.clicked_at) == (Kind.UPDATE, "1001", None)
         assert list(fields_of(update).items()) == [
             ("type", "offline_conv"),
             ("site_id", SITE_ID),
@@ -472,7 +472,7 @@ class TestUpdates:
         assert wire_problems(fields_of(update)) == []
 
     def test_a_conversion_says_which_kind_it_is(self):
-        assert make_postback().kind == CONVERSION
+        assert make_postback().kind == Kind.CONVERSION
 
 
 class TestInvalidData:

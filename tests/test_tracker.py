@@ -35,7 +35,7 @@ from katalys_wsgi import (
 )
 from katalys_wsgi import tracker as room
 from katalys_wsgi.attribution.cookie import SignedText
-from katalys_wsgi.outbox import DEAD, DELIVERED, PENDING
+from katalys_wsgi.outbox import State
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
@@ -95,7 +95,7 @@ class TestOutcomes:
 
         assert record == Record(Outcome.RECORDED, record.key, (), "")
         assert record.key == tracker.outbox.history("1001")[0].key
-        assert rows(tracker) == [("conversion", PENDING)]
+        assert rows(tracker) == [("conversion", State.PENDING)]
         assert [(event.name, event.level) for event in events] == [("conversion_recorded", logging.INFO)]
 
     def test_what_was_recorded_arrives(self, tracker, sandbox):
@@ -156,7 +156,7 @@ class TestOutcomes:
 
         assert record.outcome is Outcome.INVALID
         assert [problem.partition(":")[0] for problem in record.problems] == ["email_address", "sale_amount"]
-        assert rows(tracker) == [("conversion", DEAD)]
+        assert rows(tracker) == [("conversion", State.DEAD)]
         assert [(event.name, event.level) for event in events] == [("conversion_invalid", logging.ERROR)]
         assert tracker.drain().settled == 0
         assert visit.record(make_conversion()) == Record(Outcome.RECORDED, record.key, (), "in place of a dead letter")
@@ -173,7 +173,7 @@ class TestOutcomes:
 
         assert record.outcome is Outcome.INVALID
         assert any(problem.startswith("order_id:") for problem in record.problems)
-        assert [entry.state for entry in tracker.outbox.entries()] == [DEAD]
+        assert [entry.state for entry in tracker.outbox.entries()] == [State.DEAD]
 
     def test_deferred(self, tracker):
         """An adapter hands the writing to the shop's transaction manager."""
@@ -187,7 +187,7 @@ class TestOutcomes:
         assert rows(tracker) == []
         (commit,) = waiting
         assert commit() == Record(Outcome.RECORDED, record.key)
-        assert rows(tracker) == [("conversion", PENDING)]
+        assert rows(tracker) == [("conversion", State.PENDING)]
         assert commit().outcome is Outcome.DUPLICATE
 
     def test_deferred_data_is_that_of_the_moment_of_recording(self, tracker, sandbox):
@@ -424,7 +424,7 @@ class TestUpdates:
         assert record.problems[0].startswith(f"{field}:")
         assert tracker.record_update(OrderUpdate("1001", order_status="paid")).outcome is Outcome.RECORDED
         assert tracker.drain().settled == 2
-        assert rows(tracker) == [("conversion", DELIVERED), ("update", DEAD), ("update", DELIVERED)]
+        assert rows(tracker) == [("conversion", State.DELIVERED), ("update", State.DEAD), ("update", State.DELIVERED)]
 
     def test_an_update_waits_for_a_dead_letter_to_be_corrected(self, tracker, sandbox):
         visit = arrive(tracker)
@@ -908,7 +908,7 @@ class TestDeliveryThread:
 
         (received,) = sandbox.collector.wait_for(1)
         assert tuple(received.fields) == TWELVE_KEYS
-        wait_until(lambda: rows(tracker) == [("conversion", DELIVERED)])
+        wait_until(lambda: rows(tracker) == [("conversion", State.DELIVERED)])
         (thread,) = relays()
         assert thread.daemon
 
@@ -941,7 +941,7 @@ class TestDeliveryThread:
         wait_until(lambda: sandbox.collector.received)
         tracker.close()
 
-        assert rows(tracker) == [("conversion", DELIVERED)]
+        assert rows(tracker) == [("conversion", State.DELIVERED)]
 
     def test_close_waits_no_longer_than_an_attempt_may_last(self, make_threaded, sandbox):
         tracker = make_threaded(deadline=0.6)

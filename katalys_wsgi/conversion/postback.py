@@ -12,13 +12,25 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 from ..attribution.click import Click
 from .order import Conversion, Discount, LineItem, OrderUpdate, money
 
-CONVERSION = "conversion"
-UPDATE = "update"
+
+class Kind(str, Enum):
+    """What a message is about."""
+
+    CONVERSION = "conversion"  # a sale
+    UPDATE = "update"  # a later change of an order
+
+    __str__ = str.__str__
+
+    @classmethod
+    def _missing_(cls, _: object) -> Kind:
+        return cls.UPDATE  # damaged on disk: nothing is credited by an update
+
 
 #: Our field names that are Katalys' key names as well, in the order they are written after the twelve.
 _SAME_NAME = (
@@ -37,14 +49,14 @@ class Postback:
 
     :param key: the same key again is the same message.
     :param order_id: the shop's order id, as text.
-    :param kind: ``"conversion"`` or ``"update"``.
+    :param kind: a conversion or an update.
     :param payload: the fields as a JSON object in Katalys' order; personal data.
     :param clicked_at: when the shopper arrived, seconds since 1970; for the shop's own questions, never sent.
     """
 
     key: str
     order_id: str
-    kind: str
+    kind: Kind
     payload: str = field(repr=False)
     clicked_at: float | None = None
 
@@ -77,7 +89,7 @@ class Postback:
             **_click_fields(click),
             **dict(_further_fields(conversion)),
         }
-        return cls.from_fields(fields, CONVERSION, click.clicked_at.timestamp() if click else None)
+        return cls.from_fields(fields, Kind.CONVERSION, click.clicked_at.timestamp() if click else None)
 
     @classmethod
     def from_update(cls, update: OrderUpdate, *, site_id: str, email_key: str | None = None) -> Postback:
@@ -89,10 +101,10 @@ class Postback:
             if getattr(update, name) is not None:
                 fields[name] = _amount(getattr(update, name))
         fields.update(_further_fields(update))
-        return cls.from_fields(fields, UPDATE)
+        return cls.from_fields(fields, Kind.UPDATE)
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, str], kind: str, clicked_at: float | None = None) -> Postback:
+    def from_fields(cls, fields: Mapping[str, str], kind: Kind, clicked_at: float | None = None) -> Postback:
         """The message that consists of ``fields``, Katalys' key names, in their order."""
         payload = _compact_json(fields)
         key = message_key(fields["site_id"], fields["order_id"], kind, payload)
@@ -104,11 +116,11 @@ class Postback:
         return _digest(self.payload)
 
 
-def message_key(site_id: str, order_id: str, kind: str, payload: str) -> str:
+def message_key(site_id: str, order_id: str, kind: Kind, payload: str) -> str:
     """Site, order and kind; for an update, and for an order without a usable id, a digest of the fields as well."""
     usable = _storable(order_id)[:255].rstrip()  # MySQL takes "AB " for "AB"
     parts = [site_id, kind, usable]
-    if kind != CONVERSION or not order_id or usable != order_id:
+    if kind != Kind.CONVERSION or not order_id or usable != order_id:
         parts.append(_digest(payload))
     return ":".join(parts)
 

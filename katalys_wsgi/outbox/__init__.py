@@ -13,11 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 from ..conversion.postback import Postback
 from ..errors import ConfigurationError
 from ..events import Events
-from .entry import DEAD, DELIVERED, PENDING, Added, Attempt, Change, Entry, Receipt, Statistics, Verdict
+from .entry import Added, Attempt, Change, Entry, Receipt, State, Statistics, Verdict
 
 __all__ = [
-    "DEAD", "DELIVERED", "PENDING", "Added", "Archive", "Attempt", "Change", "Entry", "Outbox", "Receipt", "Statistics",
-    "Verdict", "open_outbox",
+    "Added", "Archive", "Attempt", "Change", "Entry", "Outbox", "Receipt", "State", "Statistics", "Verdict",
+    "open_outbox",
 ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ class Outbox(Protocol):
 class Archive(Outbox, Protocol):
     """An outbox that also answers an operator's questions; every outbox of this package is one."""
 
-    def entries(self, state: str | None = None, *, limit: int = 100) -> list[Entry]:
+    def entries(self, state: State | None = None, *, limit: int = 100) -> list[Entry]:
         """The newest entries, of one state or of all."""
         ...
 

@@ -47,29 +47,24 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import registry
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 
-from ..conversion.postback import CONVERSION, UPDATE, Postback
+from ..conversion.postback import Kind, Postback
 from ..errors import ConfigurationError, OutboxUnavailable
 from ..process import PerProcess
 from .entry import (
-    DEAD,
-    DELIVERED,
     LONGEST_DELAY,
-    PENDING,
+    PATIENCE_IN_RELAY,
+    PATIENCE_IN_REQUEST,
+    PRUNED_AT_A_TIME,
     Added,
     Change,
     Entry,
+    State,
     Statistics,
+    added_again,
     forgotten_columns,
-    met_again,
     new_columns,
     revived_columns,
 )
-
-#: Seconds that a shop's page waits for the database, and that the relay does.
-PATIENCE_IN_REQUEST = 2.0
-PATIENCE_IN_RELAY = 10.0
-
-PRUNED_AT_A_TIME = 500
 
 _MYSQL = ("mysql", "mariadb")
 _FIELDS = tuple(Entry.__dataclass_fields__)
@@ -185,10 +180,10 @@ class SQLAlchemyOutbox:
             # weakest there is, so that no relay has to wait for the shop's commit.
             there = dict(db.execute(known.with_for_update(read=True, key_share=True)).mappings().one())
             entry_id = there.pop("id")
-            added = met_again(postback, problems, **there)
+            added = added_again(postback, problems, **there)
             if added is Added.REPLACED:
                 columns = revived_columns(postback, now) | {"clicked_at": postback.clicked_at}  # type: ignore[arg-type]
-                if not self._update(db, columns, id=entry_id, state=DEAD):
+                if not self._update(db, columns, id=entry_id, state=State.DEAD.value):
                     return Added.DIFFERENT  # somebody else has replaced it meanwhile
             return added
 
@@ -220,9 +215,9 @@ class SQLAlchemyOutbox:
             entries = self._entries(db, self.table.c.order_id == order_id, order_by=self.table.c.id)
         return [entry for entry in entries if entry.order_id == order_id]  # MySQL takes "AB " for "AB"
 
-    def entries(self, state: str | None = None, *, limit: int = 100) -> list[Entry]:
+    def entries(self, state: State | None = None, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Outbox.entries <katalys_wsgi.outbox.Outbox.entries>`."""
-        of_state = [] if state is None else [self.table.c.state == state]
+        of_state = [] if state is None else [self.table.c.state == State(state).value]
         with self._transaction(PATIENCE_IN_RELAY) as db:
             return self._entries(db, *of_state, order_by=self.table.c.id.desc(), limit=limit)
 
@@ -230,7 +225,7 @@ class SQLAlchemyOutbox:
         """See :meth:`Outbox.failing <katalys_wsgi.outbox.Outbox.failing>`."""
         c = self.table.c
         with self._transaction(PATIENCE_IN_RELAY) as db:
-            return self._entries(db, c.state == PENDING, c.tried == 1, order_by=c.due_at, limit=limit)
+            return self._entries(db, c.state == State.PENDING.value, c.tried == 1, order_by=c.due_at, limit=limit)
 
     def with_payload(self) -> Iterator[Entry]:
         """See :meth:`Outbox.with_payload <katalys_wsgi.outbox.Outbox.with_payload>`."""
@@ -250,24 +245,27 @@ class SQLAlchemyOutbox:
         with self._transaction(PATIENCE_IN_RELAY) as db:
             if self._entries(db, c.key == postback.key, c.id != entry.id):
                 return False
-            return bool(self._update(db, revived_columns(postback, self._now(db)), id=entry.id, state=DEAD))
+            return bool(self._update(db, revived_columns(postback, self._now(db)), id=entry.id, state=State.DEAD.value))
 
     def forget(self, entries: Iterable[Entry]) -> int:
         """See :meth:`Outbox.forget <katalys_wsgi.outbox.Outbox.forget>`."""
         with self._transaction(PATIENCE_IN_RELAY) as db:
             now = self._now(db)
             return sum(
-                self._update(db, forgotten_columns(entry, now), id=entry.id, state=entry.state) for entry in entries
+                self._update(db, forgotten_columns(entry, now), id=entry.id, state=entry.state.value)
+                for entry in entries
             )
 
     def prune(self, finished_before: float) -> int:
         """See :meth:`Outbox.prune <katalys_wsgi.outbox.Outbox.prune>`."""
         c = self.table.c
         old = select(c.id).where(c.finished_at < finished_before).limit(PRUNED_AT_A_TIME)
-        dead = select(c.order_id).where(c.state == DEAD, c.kind == CONVERSION, c.finished_at < finished_before)
+        dead = select(c.order_id).where(
+            c.state == State.DEAD.value, c.kind == Kind.CONVERSION.value, c.finished_at < finished_before
+        )
         with self._transaction(PATIENCE_IN_RELAY) as db:
             orders = list(db.scalars(dead))
-            waiting = and_(c.state == PENDING, c.kind == UPDATE, c.order_id.in_(orders))
+            waiting = and_(c.state == State.PENDING.value, c.kind == Kind.UPDATE.value, c.order_id.in_(orders))
             deleted = db.execute(delete(self.table).where(waiting)).rowcount if orders else 0
         while True:
             with self._transaction(PATIENCE_IN_RELAY) as db:
@@ -283,10 +281,17 @@ class SQLAlchemyOutbox:
             now = self._now(db)
             rows = db.execute(select(c.state, func.count()).group_by(c.state))
             counts: dict[str, int] = {state: count for state, count in rows}  # noqa: C416 - rows are no tuples to mypy
-            due = db.scalar(select(func.count()).where(c.state == PENDING, c.due_at <= now))
-            oldest = db.scalar(select(func.min(c.created_at)).where(c.state == PENDING))
-            last = db.scalar(select(func.max(c.finished_at)).where(c.state == DELIVERED))
-        return Statistics(counts.get(PENDING, 0), due or 0, counts.get(DEAD, 0), counts.get(DELIVERED, 0), oldest, last)
+            due = db.scalar(select(func.count()).where(c.state == State.PENDING.value, c.due_at <= now))
+            oldest = db.scalar(select(func.min(c.created_at)).where(c.state == State.PENDING.value))
+            last = db.scalar(select(func.max(c.finished_at)).where(c.state == State.DELIVERED.value))
+        return Statistics(
+            counts.get(State.PENDING.value, 0),
+            due or 0,
+            counts.get(State.DEAD.value, 0),
+            counts.get(State.DELIVERED.value, 0),
+            oldest,
+            last,
+        )
 
     def close(self) -> None:
         """See :meth:`Outbox.close <katalys_wsgi.outbox.Outbox.close>`."""
@@ -412,12 +417,15 @@ class SQLAlchemyOutbox:
         c = self.table.c
         older = self.table.alias("older")
         # A scalar subquery, not an EXISTS: that one a planner turns into an anti-join over the whole backlog.
-        holds_back = or_(older.c.state == PENDING, and_(older.c.state == DEAD, older.c.kind == CONVERSION))
+        holds_back = or_(
+            older.c.state == State.PENDING.value,
+            and_(older.c.state == State.DEAD.value, older.c.kind == Kind.CONVERSION.value),
+        )
         same_order = and_(older.c.order_id == c.order_id, older.c.id < c.id)
         held_back_by = select(older.c.id).where(same_order, holds_back).limit(1).correlate(self.table).scalar_subquery()
 
         def due(tried_before: ColumnElement[bool], when: ColumnElement[bool], most: int) -> list[int]:
-            rows = select(c.id).where(c.state == PENDING, tried_before, when, held_back_by.is_(None))
+            rows = select(c.id).where(c.state == State.PENDING.value, tried_before, when, held_back_by.is_(None))
             return list(db.scalars(rows.order_by(c.due_at, c.id).limit(most).with_for_update(skip_locked=True)))
 
         now_due, after_a_jump = c.due_at <= now, c.due_at > now + LONGEST_DELAY

@@ -16,23 +16,20 @@ from ..errors import ConfigurationError
 from ..process import PerProcess
 from .entry import (
     LONGEST_DELAY,
+    PATIENCE_IN_RELAY,
+    PATIENCE_IN_REQUEST,
+    PRUNED_AT_A_TIME,
     Added,
     Change,
     Entry,
+    State,
     Statistics,
+    added_again,
     forgotten_columns,
-    met_again,
     new_columns,
     revived_columns,
 )
 from .file import Connection, Mended, network_file_system
-
-#: Seconds that a shop's page waits for the file, and that the relay does.
-PATIENCE_IN_REQUEST = 2.0
-PATIENCE_IN_RELAY = 10.0
-
-#: Rows deleted in one transaction: pages wait while it lasts.
-PRUNED_AT_A_TIME = 500
 
 _SELECT = f"SELECT {', '.join(Entry.__dataclass_fields__)} FROM katalys_outbox "  # noqa: S608 - our own names
 
@@ -115,7 +112,7 @@ class SQLiteOutbox:
             there = db.execute("SELECT id, state, attempts, digest FROM katalys_outbox WHERE key = ?", (postback.key,))
             row = dict(there.fetchone())
             entry_id = row.pop("id")
-            added = met_again(postback, problems, **row)
+            added = added_again(postback, problems, **row)
             if added is Added.REPLACED:
                 _update(db, revived_columns(postback, now) | {"clicked_at": postback.clicked_at}, id=entry_id)
             return added
@@ -142,10 +139,15 @@ class SQLiteOutbox:
         with self._store.get().reading(PATIENCE_IN_REQUEST) as db:
             return _entries(db, "WHERE order_id = ? ORDER BY id", order_id)
 
-    def entries(self, state: str | None = None, *, limit: int = 100) -> list[Entry]:
+    def entries(self, state: State | None = None, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Outbox.entries <katalys_wsgi.outbox.Outbox.entries>`."""
         with self._store.get().reading(PATIENCE_IN_RELAY) as db:
-            return _entries(db, "WHERE state = coalesce(?, state) ORDER BY id DESC LIMIT ?", state, limit)
+            return _entries(
+                db,
+                "WHERE state = coalesce(?, state) ORDER BY id DESC LIMIT ?",
+                State(state).value if state else None,
+                limit,
+            )
 
     def failing(self, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Outbox.failing <katalys_wsgi.outbox.Outbox.failing>`."""
@@ -174,7 +176,9 @@ class SQLiteOutbox:
         """See :meth:`Outbox.forget <katalys_wsgi.outbox.Outbox.forget>`."""
         now = self._clock()
         with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
-            return sum(_update(db, forgotten_columns(entry, now), id=entry.id, state=entry.state) for entry in entries)
+            return sum(
+                _update(db, forgotten_columns(entry, now), id=entry.id, state=entry.state.value) for entry in entries
+            )
 
     def prune(self, finished_before: float) -> int:
         """See :meth:`Outbox.prune <katalys_wsgi.outbox.Outbox.prune>`."""

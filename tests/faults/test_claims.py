@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from katalys_wsgi.conversion.postback import CONVERSION, Postback
+from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour
@@ -40,7 +40,9 @@ def fill(outbox: SQLiteOutbox, rows: int) -> None:
     """Many pending rows in one transaction."""
     outbox.statistics()
     columns = [
-        new_columns(Postback.from_fields({"site_id": SITE_ID, "order_id": str(number)}, CONVERSION), [], time.time())
+        new_columns(
+            Postback.from_fields({"site_id": SITE_ID, "order_id": str(number)}, Kind.CONVERSION), [], time.time()
+        )
         for number in range(rows)
     ]
     names, marks = ", ".join(columns[0]), ", ".join(f":{name}" for name in columns[0])

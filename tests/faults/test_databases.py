@@ -19,7 +19,7 @@ from sqlalchemy import event, insert, select, text
 
 from katalys_wsgi import Outcome, Tracker
 from katalys_wsgi.conversion.postback import Postback
-from katalys_wsgi.outbox import DELIVERED
+from katalys_wsgi.outbox import State
 from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
@@ -152,7 +152,7 @@ def test_a_relay_that_was_stopped_beyond_its_lease(
     assert len(twice) <= HELD_BY_ONE
     assert twice <= held
     assert len(others) > 500
-    assert states(outbox) == {DELIVERED: 1000}
+    assert states(outbox) == {State.DELIVERED: 1000}
     assert codes == [0, 0]
 
 

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from katalys_wsgi.conversion.postback import CONVERSION, UPDATE, Postback
+from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox import Added, Change, Entry, Outbox, Receipt, Verdict
 from katalys_wsgi.outbox.entry import LONGEST_DELAY
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
@@ -89,11 +89,11 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(order_id=ORDER_IDS, amount=st.sampled_from(["10.00", "20.00"]), is_valid=st.booleans())
     def record_conversion(self, order_id: str, amount: str, is_valid: bool) -> None:
         problems = [] if is_valid else ["email_address: is missing"]
-        self._record(self._postback(order_id, CONVERSION, sale_amount=amount), problems)
+        self._record(self._postback(order_id, Kind.CONVERSION, sale_amount=amount), problems)
 
     @rule(order_id=ORDER_IDS, status=st.sampled_from(["paid", "shipped", "refunded"]))
     def record_update(self, order_id: str, status: str) -> None:
-        self._record(self._postback(order_id, UPDATE, order_status=status), [])
+        self._record(self._postback(order_id, Kind.UPDATE, order_status=status), [])
 
     def _record(self, postback: Postback, problems: list[str]) -> None:
         known = self._row_of(postback.key)
@@ -129,10 +129,10 @@ class OutboxMachine(RuleBasedStateMachine):
             assert entry.lease_token
             assert entry.lease_token not in self.tokens
             assert entry.leased_until == pytest.approx(self.now + LEASE)
-            if entry.kind == UPDATE:
+            if entry.kind == Kind.UPDATE:
                 type(self).claims_of_updates += 1
                 assert all(older.state != "pending" for older in self._older_rows(entry.id))
-                assert all(older.state == "delivered" for older in self._older_rows(entry.id, CONVERSION))
+                assert all(older.state == "delivered" for older in self._older_rows(entry.id, Kind.CONVERSION))
             row.attempts, row.token, row.due_at = entry.attempts, entry.lease_token, self.now + LEASE
         self.tokens.update(entry.lease_token or "" for entry in entries)
         return multiple(*entries)
@@ -166,8 +166,8 @@ class OutboxMachine(RuleBasedStateMachine):
     def _have_reported(self, row: Row, entry: Entry, how: str, delay: float) -> None:
         row.token, row.due_at = None, self.now
         if how == SETTLE:
-            if entry.kind == UPDATE:
-                assert all(older.state == "delivered" for older in self._older_rows(entry.id, CONVERSION))
+            if entry.kind == Kind.UPDATE:
+                assert all(older.state == "delivered" for older in self._older_rows(entry.id, Kind.CONVERSION))
             self._finish(row, "delivered")
         elif how == BURY:
             self._finish(row, "dead")
@@ -201,7 +201,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def revive_what_is_dead(self, order_id: str, amount: str) -> None:
         for entry in self.outbox.history(order_id):
             row = self.rows[entry.id]
-            changed = {"sale_amount": amount} if entry.kind == CONVERSION else {"order_status": "paid"}
+            changed = {"sale_amount": amount} if entry.kind == Kind.CONVERSION else {"order_status": "paid"}
             postback = self._postback(order_id, entry.kind, **changed)
             clash = self._row_of(postback.key)
             may = row.state == "dead" and (clash is None or clash is row)
@@ -225,12 +225,12 @@ class OutboxMachine(RuleBasedStateMachine):
         before = self.now - age
         is_old = {row_id: (row.finished_at or before) < before for row_id, row in self.rows.items()}
         hopeless = {row.postback.order_id for row_id, row in self.rows.items() if is_old[row_id]
-                    and row.state == "dead" and row.postback.kind == CONVERSION}  # fmt: skip
+                    and row.state == "dead" and row.postback.kind == Kind.CONVERSION}  # fmt: skip
         gone = [
             row_id
             for row_id, row in self.rows.items()
             if is_old[row_id]
-            or (row.state == "pending" and row.postback.kind == UPDATE and row.postback.order_id in hopeless)
+            or (row.state == "pending" and row.postback.kind == Kind.UPDATE and row.postback.order_id in hopeless)
         ]
         assert self.outbox.prune(before) == len(gone)
         for row_id in gone:
@@ -284,7 +284,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @staticmethod
     def _holds_back(older: Row) -> bool:
-        return older.state == "pending" or (older.state == "dead" and older.postback.kind == CONVERSION)
+        return older.state == "pending" or (older.state == "dead" and older.postback.kind == Kind.CONVERSION)
 
     def _finish(self, row: Row, state: str) -> None:
         row.state, row.finished_at = state, self.now

@@ -18,7 +18,7 @@ import pytest
 from webob import Response
 
 from katalys_wsgi import Conversion, InvalidConversion, OrderUpdate, OutboxUnavailable, Outcome, Tracker, cli
-from katalys_wsgi.conversion.postback import CONVERSION, Postback
+from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox import Change, Receipt, Verdict
 from katalys_wsgi.outbox import file as outbox_file
 from katalys_wsgi.outbox.entry import new_columns
@@ -164,7 +164,7 @@ def test_no_error_and_no_repr_holds_personal_data(make_tracker, sandbox, tmp_pat
     record_marked(strict)
     (entry,) = strict.outbox.claim(1, 60)
     visit = visit_of_marked(strict)
-    postback = Postback.from_fields(json.loads(entry.payload), CONVERSION)
+    postback = Postback.from_fields(json.loads(entry.payload), Kind.CONVERSION)
     errors = [
         _error_of(lambda: visit.record(make_conversion("", email_address=EMAIL, sale_amount="x"))),
         _error_of(lambda: visit.record(make_conversion(email_address=[EMAIL]))),
@@ -270,7 +270,7 @@ def test_no_page_keeps_a_trace_of_what_was_delivered(mode, seed, tmp_path, monke
             mark = f"mark-{chance.getrandbits(64):016x}"
             filler = "x" * chance.choice([0, 10, 300, 1500, 6000, 20000])
             fields = {"site_id": SITE_ID, "order_id": order_id, "email_address": mark * 3, "title": filler, "vid": mark}
-            outbox.add(Postback.from_fields(fields, CONVERSION))
+            outbox.add(Postback.from_fields(fields, Kind.CONVERSION))
             marks[order_id] = mark.encode()
         now += 4000.0
         entries = outbox.claim(chance.randrange(5, 60), 60.0)
@@ -299,7 +299,7 @@ def test_the_columns_of_a_row_hold_personal_data_in_the_payload_only(tracker: Tr
     """So that nulling the payload is enough."""
     record_marked(tracker)
     (entry,) = tracker.outbox.claim(1, 60)
-    postback = Postback.from_fields(json.loads(entry.payload), CONVERSION)
+    postback = Postback.from_fields(json.loads(entry.payload), Kind.CONVERSION)
     columns = new_columns(postback, ["email_address: is missing"], 1.0)
     del columns["payload"]
 
