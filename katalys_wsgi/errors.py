@@ -1,4 +1,4 @@
-"""The exception tree.
+"""Exceptions: everything this package raises on purpose.
 
 ::
 
@@ -6,7 +6,8 @@
     ├── ConfigurationError (ValueError)      a setting is missing or makes no sense; raised at start-up only
     ├── InvalidConversion  (ValueError)      an order cannot be reported as it stands; strict only
     ├── InvalidToken       (ValueError)      a visit's token cannot be read; strict only
-    └── OutboxUnavailable  (RuntimeError)    the outbox cannot be written or read
+    ├── OutboxUnavailable  (RuntimeError)    the outbox cannot be written or read
+    └── UnusableConnection (TypeError)       the outbox cannot join the connection it was given; strict only
 
 Each is also the standard exception it resembles, and carries its evidence.
 """
@@ -15,13 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+__all__ = [
+    "ConfigurationError", "InvalidConversion", "InvalidToken", "KatalysError", "OutboxUnavailable",
+    "UnusableConnection",
+]  # fmt: skip
+
 
 class KatalysError(Exception):
     """Anything this package raises on purpose."""
 
 
 class ConfigurationError(KatalysError, ValueError):
-    """The settings cannot work; ``problems`` lists every fault, each with its next step."""
+    """The settings cannot work; ``problems`` lists every problem, each with its next step."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -32,7 +38,7 @@ class ConfigurationError(KatalysError, ValueError):
 
 
 class InvalidConversion(KatalysError, ValueError):
-    """The order cannot be reported as it stands; ``problems`` lists every fault.
+    """The order cannot be reported as it stands; ``problems`` lists every one.
 
     The message names the order and the fields, never their values: those may be personal data.
     """
@@ -52,3 +58,10 @@ class InvalidToken(KatalysError, ValueError):
 
 class OutboxUnavailable(KatalysError, RuntimeError):
     """The outbox cannot be written or read; the message says why and what to do."""
+
+
+class UnusableConnection(KatalysError, TypeError):
+    """The outbox cannot join the transaction of the ``connection`` it was given; nothing was written.
+
+    The outbox is a file of its own, or ``connection`` is neither a SQLAlchemy Connection nor a Session.
+    """
