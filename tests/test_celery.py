@@ -30,7 +30,7 @@ from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.process import PerProcess
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .faults.harness import PATIENCE, Program, accepted_orders, environment, running, wait_until
+from .faults.harness import PATIENCE, Program, accepted_orders, environment, happens, running
 from .support import BUYER_AGENT, BUYER_IP, LINK, make_conversion, make_environ
 
 ROOT = Path(__file__).parent.parent
@@ -171,7 +171,7 @@ WORKER, BEAT = commands()
 
 
 def is_ready(worker: Program) -> bool:
-    return wait_until(lambda: " ready." in worker.output())
+    return happens(lambda: " ready." in worker.output())
 
 
 @pytest.mark.slow
@@ -182,10 +182,10 @@ def test_beat_and_worker_deliver(
     tracker = make_tracker(**settings)
     sell(tracker, "1001", "1002")
     start(BEAT)
-    assert wait_until(lambda: broker.llen("katalys") > 0)
+    assert happens(lambda: broker.llen("katalys") > 0)
     messages = broker.lrange("katalys", 0, -1)
     start(WORKER)
-    delivered = wait_until(lambda: sorted(accepted_orders(sandbox)) == ["1001", "1002"])
+    delivered = happens(lambda: sorted(accepted_orders(sandbox)) == ["1001", "1002"])
 
     assert delivered
     assert {json.loads(message)["headers"]["task"] for message in messages} == {"katalys_wsgi.deliver_due"}
@@ -214,7 +214,7 @@ def test_two_workers_never_hold_the_same_row(
     with publishing(redis_server.url) as publish:
         for _ in range(12):
             publish()
-        assert wait_until(lambda: tracker.outbox.statistics().pending == 0)
+        assert happens(lambda: tracker.outbox.statistics().pending == 0)
 
     counts = Counter(accepted_orders(sandbox))
     assert set(counts) == {str(number) for number in range(400)}
@@ -238,7 +238,7 @@ def test_a_worker_killed_in_the_middle_of_500_rows(
     with publishing(redis_server.url) as publish:
         assert is_ready(first)
         publish()
-        assert wait_until(lambda: len(sandbox.collector.accepted) > 100, every=0.01)
+        assert happens(lambda: len(sandbox.collector.accepted) > 100, every=0.01)
         kill_all(first)
         before = len(accepted_orders(sandbox))
         start(WORKER)
@@ -284,7 +284,7 @@ def test_redis_dies_with_everything_it_knew(
         redis_server.start()
     outcomes += sell(tracker, "after")
 
-    assert wait_until(lambda: {"before", "meanwhile", "after"} <= set(accepted_orders(sandbox)), 2 * PATIENCE)
+    assert happens(lambda: {"before", "meanwhile", "after"} <= set(accepted_orders(sandbox)), 2 * PATIENCE)
     assert outcomes == [Outcome.RECORDED] * 3
     assert took < 1
 

@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from katalys_wsgi.outbox.file import journal_mode
+from katalys_wsgi.outbox.schema import journal_mode
 from tests.support import SECRET, SITE_ID, make_conversion, make_environ
 
 from .measure import ROOT, Plan, Row

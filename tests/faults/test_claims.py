@@ -18,7 +18,7 @@ from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour
 from tests.support import SITE_ID
 
-from .harness import database, environment, running, states, wait_until
+from .harness import database, environment, happens, running, states
 
 ROWS = 5000
 PROCESSES = 8
@@ -91,7 +91,7 @@ def test_several_relay_processes_deliver_each_row_once(options, sandbox, tmp_pat
         for number in range(4):
             command = [sys.executable, "-m", "katalys_wsgi", "deliver"]
             stack.enter_context(running(command, environment(options), tmp_path / f"relay-{number}.log"))
-        settled = wait_until(lambda: states(outbox.path).keys() == {"delivered"}, 60)
+        settled = happens(lambda: states(outbox.path).keys() == {"delivered"}, 60)
 
     sent = [received.fields["order_id"] for received in sandbox.collector.received]
     assert settled

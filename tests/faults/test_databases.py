@@ -25,7 +25,7 @@ from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.support import BUYER_AGENT, BUYER_IP, LINK, SITE_ID, make_conversion, make_environ
 
-from .harness import PATIENCE, Program, accepted_orders, environment, running, wait_until
+from .harness import PATIENCE, Program, accepted_orders, environment, happens, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -94,7 +94,7 @@ def sessions(outbox: SQLAlchemyOutbox) -> int:
 
 
 def all_delivered(outbox: SQLAlchemyOutbox, patience: float = 3 * PATIENCE) -> bool:
-    return wait_until(lambda: outbox.statistics().pending == 0, patience, every=0.2)
+    return happens(lambda: outbox.statistics().pending == 0, patience, every=0.2)
 
 
 def delivered_by(relay: Program) -> list[str]:
@@ -112,7 +112,7 @@ def sell(tracker: Tracker, order_id: str) -> Outcome:
 def test_four_relays_share_a_backlog(outbox: SQLAlchemyOutbox, relay: Callable[[], Program], sandbox: Sandbox) -> None:
     """Each of 5,000 rows is sent once, and every relay has its share."""
     relays = [relay() for _ in range(4)]
-    assert wait_until(lambda: sessions(outbox) >= 5)
+    assert happens(lambda: sessions(outbox) >= 5)
     orders = fill(outbox, 5000)
     assert all_delivered(outbox)
     codes = [program.leave() for program in relays]
@@ -133,9 +133,9 @@ def test_a_relay_that_was_stopped_beyond_its_lease(
     """A host that is suspended: another one takes its rows, and when it comes back it changes nothing of theirs."""
     sandbox.collector.misbehave(Misbehaviour.slow(0.02))
     first, second = relay(), relay()
-    assert wait_until(lambda: sessions(outbox) >= 3)
+    assert happens(lambda: sessions(outbox) >= 3)
     orders = fill(outbox, 1000)
-    assert wait_until(lambda: len(delivered_by(first)) > 20, every=0.01)
+    assert happens(lambda: len(delivered_by(first)) > 20, every=0.01)
     first.send(signal.SIGSTOP)
     held = {entry.order_id for entry in outbox.entries("pending", limit=1000) if entry.lease_token}
     assert all_delivered(outbox)
@@ -162,7 +162,7 @@ def test_a_host_that_dies_gives_its_rows_back(
     sandbox.collector.misbehave(Misbehaviour.slow(0.02))
     first = relay()
     orders = fill(outbox, 300)
-    assert wait_until(lambda: len(sandbox.collector.accepted) > 20, every=0.01)
+    assert happens(lambda: len(sandbox.collector.accepted) > 20, every=0.01)
     first.send(signal.SIGKILL)
     first.popen.wait()
     relay()
@@ -327,9 +327,9 @@ def test_a_relay_survives_a_database_that_stops_answering(
     fill(outbox, 1)
     assert all_delivered(outbox)
     with stopped(postgres):
-        said = wait_until(lambda: "outbox_unavailable" in program.output())
+        said = happens(lambda: "outbox_unavailable" in program.output())
     with outbox._engine.get().begin() as db:
         db.execute(text("UPDATE katalys_outbox SET state = 'pending', payload = '{\"order_id\":\"again\"}'"))
 
     assert said
-    assert wait_until(lambda: len(sandbox.collector.received) > 1)
+    assert happens(lambda: len(sandbox.collector.received) > 1)

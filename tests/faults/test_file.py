@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from katalys_wsgi.outbox.file import MAJOR, MIGRATIONS, journal_mode, network_file_system
 
 from katalys_wsgi import ConfigurationError, OutboxUnavailable, Outcome, Tracker
 from katalys_wsgi.outbox import Change, Receipt, Verdict
 from katalys_wsgi.outbox import file as outbox_file
 from katalys_wsgi.outbox import sqlite as outbox_sqlite
-from katalys_wsgi.outbox.file import MAJOR, MIGRATIONS, journal_mode, network_file_system
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from tests.support import LINK, make_conversion, make_environ
 
-from .harness import accepted_orders, environment, integrity, query, wait_until
+from .harness import accepted_orders, environment, happens, integrity, query
 
 #: About ten rows fill a page of SQLite's.
 ORDERS = [str(number) for number in range(1001, 1101)]
@@ -602,5 +602,5 @@ def test_the_relay_of_a_shop_survives_damage_found_in_its_own_thread(path, full_
     tracker = make_tracker(delivery="thread")
     record(tracker, "new")
 
-    assert wait_until(lambda: len(accepted_orders(sandbox)) > len(ORDERS) - MOST_ROWS_IN_A_PAGE)
-    assert wait_until(lambda: "new" in accepted_orders(sandbox))
+    assert happens(lambda: len(accepted_orders(sandbox)) > len(ORDERS) - MOST_ROWS_IN_A_PAGE)
+    assert happens(lambda: "new" in accepted_orders(sandbox))

@@ -25,12 +25,12 @@ from .harness import (
     accepted_orders,
     database,
     environment,
+    happens,
     integrity,
     kill,
     query,
     running,
     states,
-    wait_until,
 )
 
 ORDERS = 2000
@@ -103,8 +103,8 @@ def test_what_was_acknowledged_arrives_whatever_is_killed(seed, worker, missing,
     left_behind = states(path)["pending"]
     # The machine is up again: what the dead had in hand is due when their leases end.
     with running([sys.executable, "-m", "katalys_wsgi", "deliver"], env, tmp_path / "relay.log"):
-        arrived = wait_until(lambda: buyers.acknowledged <= set(accepted_orders(sandbox)))
-        settled = wait_until(lambda: states(path).keys() == {"delivered"})
+        arrived = happens(lambda: buyers.acknowledged <= set(accepted_orders(sandbox)))
+        settled = happens(lambda: states(path).keys() == {"delivered"})
 
     accepted = accepted_orders(sandbox)
     print(

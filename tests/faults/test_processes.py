@@ -27,11 +27,11 @@ from .harness import (
     database,
     deliver_the_rest,
     environment,
+    happens,
     integrity,
     kill,
     running,
     states,
-    wait_until,
 )
 
 SHOP = "tests.faults.shop:application"
@@ -103,7 +103,7 @@ def test_every_acknowledged_order_is_delivered_by_the_server_itself(
     with running(command(buyers.port), environment(served, **more), tmp_path / "server.log") as server:
         buyers.arrive()
         buyers.buy_all(orders)
-        arrived = wait_until(lambda: has_arrived(sandbox, buyers))
+        arrived = happens(lambda: has_arrived(sandbox, buyers))
         code = server.leave()
 
     assert list(buyers.answers.values()) == ["RECORDED"] * 60, server.output()
@@ -278,7 +278,7 @@ def test_a_child_starts_a_relay_of_its_own(make_tracker, sandbox):
         events.clear()
         for number in range(5):  # the parent's relay may be faster now and then
             record(tracker, f"in the child {number}")
-            if wait_until(lambda: any(event.name == "postback_delivered" for event in events), 1.0):
+            if happens(lambda: any(event.name == "postback_delivered" for event in events), 1.0):
                 return "delivered by the child"
         return "not delivered by the child"
 

@@ -27,10 +27,10 @@ from .harness import (
     accepted_orders,
     database,
     environment,
+    happens,
     query,
     running,
     states,
-    wait_until,
 )
 
 DELIVER = [sys.executable, "-m", "katalys_wsgi", "deliver"]
@@ -70,7 +70,7 @@ def test_a_signal_finishes_the_rows_in_hand_and_leaves_with_0(number, fill, opti
     path = database(options)
     sandbox.collector.misbehave(Misbehaviour.slow(1.0))
     with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: len(sandbox.collector.received) >= 4)
+        assert happens(lambda: len(sandbox.collector.received) >= 4)
         asked = time.monotonic()
         code = relay.leave(number)
         took = time.monotonic() - asked
@@ -94,7 +94,7 @@ def test_term_leaves_within_the_deadline_whatever_katalys_does(behaviour, fill, 
     fill(10)
     sandbox.collector.misbehave(behaviour)
     with running(DELIVER, environment({**options, "deadline": 2}), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: len(sandbox.collector.received) >= 4)
+        assert happens(lambda: len(sandbox.collector.received) >= 4)
         asked = time.monotonic()
         code = relay.leave()
         took = time.monotonic() - asked
@@ -111,7 +111,7 @@ def test_term_at_any_moment_leaves_with_0(options, sandbox, tmp_path):
     codes = []
     for number in range(12):
         with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-            assert wait_until(lambda: has_opened_its_outbox(relay, database(options)), every=0.005)
+            assert happens(lambda: has_opened_its_outbox(relay, database(options)), every=0.005)
             time.sleep(0.017 * number)
             codes.append(relay.leave(patience=10))
 
@@ -129,7 +129,7 @@ def has_opened_its_outbox(program: Program, path: Path) -> bool:
 @pytest.mark.timeout(60)
 def test_a_waiting_relay_finds_what_others_record(options, sandbox, fill, tmp_path):
     with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: has_opened_its_outbox(relay, database(options)))
+        assert happens(lambda: has_opened_its_outbox(relay, database(options)))
         fill(3)
         sandbox.collector.wait_for(3, PATIENCE)
         code = relay.leave()
@@ -147,7 +147,7 @@ def test_a_relay_outlives_an_outbox_that_is_unusable_for_a_while(options, sandbo
     away = path.rename(tmp_path / "away")
     path.mkdir()
     with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: "katalys_wsgi.outbox_unavailable" in relay.output())
+        assert happens(lambda: "katalys_wsgi.outbox_unavailable" in relay.output())
         path.rmdir()
         away.rename(path)
         sandbox.collector.wait_for(3, PATIENCE)
@@ -205,7 +205,7 @@ def test_term_ends_once_too(fill, options, sandbox, tmp_path):
     fill(20)
     sandbox.collector.misbehave(Misbehaviour.slow(1.0))
     with running([*DELIVER, "--once"], environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: len(sandbox.collector.received) >= 4)
+        assert happens(lambda: len(sandbox.collector.received) >= 4)
         relay.leave()
 
     sent = len(sandbox.collector.received)

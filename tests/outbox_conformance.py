@@ -24,7 +24,7 @@ from katalys_wsgi import Click, ConfigurationError, OrderUpdate, OutboxUnavailab
 from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox import Added, Change, Entry, Outbox, Receipt, State, Verdict
 from katalys_wsgi.outbox import sqlite as sqlite_outbox
-from katalys_wsgi.outbox.file import journal_mode
+from katalys_wsgi.outbox.schema import journal_mode
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 
 from .support import BUYER_AGENT, BUYER_IP, SITE_ID, Clock, make_conversion
