@@ -38,8 +38,8 @@ class KatalysPlugin:
     api = 2
 
     def __init__(self, tracker: Tracker, keyword: str = "katalys") -> None:
-        self.tracker = tracker
-        self.keyword = keyword
+        self.tracker: Tracker = tracker
+        self.keyword: str = keyword
 
     def setup(self, app: bottle.Bottle) -> None:
         """Put the click's cookie around ``app``.
