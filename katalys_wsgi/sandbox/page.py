@@ -1,10 +1,12 @@
-"""The sandbox's listing: what was received, newest first, as HTML."""
+"""The sandbox's page: a table of what was received, newest first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+__all__ = ["listing"]
 
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -20,7 +22,10 @@ th, td { border-bottom: 1px solid #ccc; padding: .4em .8em; text-align: left; ve
 
 
 def listing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a page of ``rows``, each a ``Received.row()``, oldest first; every value is escaped."""
+    """Return the page as HTML.
+
+    :param rows: what :meth:`~katalys_wsgi.sandbox.collector.Received.row` returns for each request, oldest first. Every value is escaped.
+    """
     if not rows:
         return _HEAD + "<p>Nothing received yet.</p>\n"
     head = _line("th", ("Received", "Order", "Type", "Method", "Answered", "Verdict", "Fields"))
