@@ -173,6 +173,7 @@ class Collector:
             raise TimeoutError(f"{self._accepted_count} of {count} accepted in {timeout} s. Received: {seen}")
 
     def _answer(self, request: Request) -> Response:
+        """Answer the endpoint, or one of the two views of what it received."""
         path = request.environ.get("PATH_INFO")
         if path == ENDPOINT_PATH:
             return self._collect(request)
@@ -186,6 +187,7 @@ class Collector:
         return response(200, json.dumps(rows, indent=2).encode(), {"Content-Type": _JSON})
 
     def _collect(self, request: Request) -> Response:
+        """Keep a message, then answer it; a misbehaviour may take long, or raise and leave no status."""
         number, received, misbehaviour, released = self._file(_read(request, self.site_id))
         answer = misbehaviour.act(request.environ, released) if misbehaviour else None
         answer = answer or _correct(received)
@@ -204,6 +206,7 @@ class Collector:
             return number, received, next(self._turns, None), self._released
 
     def _settle(self, number: int, status: int) -> None:
+        """Note the answer, and wake whoever waits for it."""
         with self._changed:
             if number in self._received:  # else clear() came in between
                 received = self._received[number] = replace(self._received[number], status=status)
@@ -231,6 +234,7 @@ def _identity(received: Received) -> tuple[object, ...] | None:
 
 
 def _read(request: Request, site_id: str | None) -> Received:
+    """Read a request whatever it holds; what is wrong with it becomes its problems."""
     body = request.body_file.read()  # request.body would put more than 10 KiB into a temporary file
     fields, problems = _understand(request, body)
     if site_id and fields.get("site_id", site_id) != site_id:
@@ -247,6 +251,7 @@ def _read(request: Request, site_id: str | None) -> Received:
 
 
 def _understand(request: Request, body: bytes) -> tuple[dict[str, str], list[str]]:
+    """The message's fields, as far as they are strings or numbers, and its problems."""
     try:
         pairs = _pairs(request, body)
     except (ValueError, RecursionError) as error:
@@ -258,6 +263,11 @@ def _understand(request: Request, body: bytes) -> tuple[dict[str, str], list[str
 
 
 def _pairs(request: Request, body: bytes) -> Sequence[tuple[str, object]]:
+    """The message's keys and values in the order of arrival, a key as often as it is there.
+
+    :raises ValueError: it is not in one of the specification's three encodings.
+    :raises RecursionError: JSON that is nested too deeply.
+    """
     if request.method == "GET":
         return _form(request.query_string.encode("latin-1"))
     if request.method != "POST":
@@ -270,10 +280,12 @@ def _pairs(request: Request, body: bytes) -> Sequence[tuple[str, object]]:
 
 
 def _form(raw: bytes) -> list[tuple[str, str]]:
+    """Decode a form, strictly: UTF-8 and at most 1000 fields."""
     return parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
 
 
 def _object(raw: bytes) -> tuple[tuple[str, object], ...]:
+    """Decode a JSON object."""
     # Objects become tuples of pairs, so that a key given twice is seen; numbers stay as they were written.
     decoded = json.loads(raw.decode(), object_pairs_hook=tuple, parse_int=str, parse_float=str, parse_constant=_refuse)
     if not isinstance(decoded, tuple):
@@ -295,10 +307,12 @@ def _correct(received: Received) -> Response:
 
 
 def _encode(text: str) -> bytes:
+    """Encode whatever a message may hold."""
     # JSON can contain a lone surrogate, which cannot be encoded in UTF-8.
     return text.encode("utf-8", "backslashreplace")
 
 
 def _summary(received: Received) -> str:
+    """One request in a line, for the message of a wait that failed."""
     order = received.fields.get("order_id")
     return f"{received.method} of order {order!r} answered {received.status}, {received.verdict}"

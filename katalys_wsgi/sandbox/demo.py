@@ -85,9 +85,11 @@ class Shop:
         return page(environ, start_response)
 
     def _product(self) -> Response:
+        """The only product, with a button to buy it."""
         return Response(_PAGE.format(title="The kettle shop", body=_BUY.format(link=escape(LINK))))
 
     def _checkout(self, request: Request) -> Response:
+        """Record the order, and show what became of it."""
         with self._lock:
             order_id = str(next(self._orders))
         record = self._tracker.visit(request).record(
@@ -138,6 +140,7 @@ def run(*, once: bool = False, out: Callable[[str], None] = print) -> int:
 
 
 def _play_the_shopper(shop: str, out: Callable[[str], None]) -> None:
+    """Follow the link, look at another page, buy."""
     out(f"1. A shopper follows an affiliate's link to the shop:\n     GET {LINK}")
     set_cookie = _ask(shop, "GET", LINK)
     out(f"   The shop answers as always; the middleware adds one header:\n     Set-Cookie: {set_cookie}")
@@ -150,6 +153,10 @@ def _play_the_shopper(shop: str, out: Callable[[str], None]) -> None:
 
 
 def _show_received(sandbox: Sandbox, out: Callable[[str], None]) -> bool:
+    """Print the message that the sandbox received.
+
+    :returns: whether it is the only one, with exactly the expected fields in the specification's order.
+    """
     received = sandbox.collector.accepted
     if not received:
         out("\nKatalys (the sandbox) received nothing. This is a bug; please report it.")
@@ -165,6 +172,7 @@ def _show_received(sandbox: Sandbox, out: Callable[[str], None]) -> bool:
 
 
 def _stay(shop: str, sandbox: Sandbox, out: Callable[[str], None]) -> None:
+    """Print where to click, and wait for Ctrl-C."""
     out(f"\nNow you. The shop:             {shop}{LINK}\n         What Katalys received: {sandbox.url}")
     out("Ctrl-C ends both.")
     try:

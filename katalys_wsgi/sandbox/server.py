@@ -110,6 +110,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection, then serve it in a thread of its own."""
         self.connections.add(request)
         super().process_request(request, client_address)
 
@@ -120,6 +121,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             self.connections.discard(request)
 
     def server_close(self) -> None:
+        """Stop listening, and close every connection."""
         for each in (self.socket, *self.connections):
             with suppress(OSError):
                 # Unlike a close, this wakes the threads and reaches the copies that forked children hold.
@@ -127,6 +129,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the traceback of what a request raised, but for an OSError."""
         if not isinstance(sys.exc_info()[1], OSError):  # which only means that the client went away
             super().handle_error(request, client_address)
 
@@ -145,6 +148,7 @@ class _Connection(WSGIRequestHandler):
         BaseHTTPRequestHandler.handle(self)  # the loop that WSGIRequestHandler replaced
 
     def handle_one_request(self) -> None:
+        """Read one request and answer it; a connection that ends before a whole one is closed silently."""
         self.close_connection = True
         self.raw_requestline = self.rfile.readline(65537)
         if self.raw_requestline.endswith(b"\n") and self.parse_request():
@@ -153,6 +157,7 @@ class _Connection(WSGIRequestHandler):
                 self._respond(body)
 
     def log_message(self, *_: object) -> None:
+        """Log nothing: the collector knows what came."""
         pass
 
     def _whole_body(self) -> bytes | None:
@@ -165,12 +170,14 @@ class _Connection(WSGIRequestHandler):
         return body if len(body) == int(length) else cut()
 
     def _respond(self, body: bytes) -> None:
+        """Have the collector answer, and send each chunk as it comes."""
         chunks = self.server.collector(self._environ(body), self._start_response)
         self.end_headers()
         for chunk in chunks:
             self.wfile.write(chunk)
 
     def _environ(self, body: bytes) -> WSGIEnvironment:
+        """The request as WSGI has it, with the raw socket beside."""
         environ = self.get_environ()
         for name in ("Content-Type", "Content-Length"):
             if name not in self.headers:  # wsgiref invents them
@@ -189,6 +196,7 @@ class _Connection(WSGIRequestHandler):
     def _start_response(
         self, status: str, headers: list[tuple[str, str]], _: object = None, /
     ) -> Callable[[bytes], object]:
+        """Send the status line and all headers, without the blank line after them."""
         code, _, reason = status.partition(" ")
         self.send_response_only(int(code), reason)
         for name, value in [("Date", self.date_time_string()), *headers]:
