@@ -158,7 +158,6 @@ class _Connection(WSGIRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing: the collector knows what came."""
-        pass
 
     def _whole_body(self) -> bytes | None:
         """Return the body, read to its end because the next request begins there; None if it was refused."""
