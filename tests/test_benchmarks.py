@@ -12,7 +12,7 @@ import pytest
 
 RUN = Path(__file__).parent / "benchmarks" / "run.py"
 
-#: Whether design.md section 9 sets it a limit.
+#: Every row, and whether it has a limit.
 ROWS = {
     "pass-through": True,
     "landing": True,
@@ -35,7 +35,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """A whole quick run, told as JSON."""
+    """A whole quick run, printed as JSON."""
     return run("--json", "--directory", str(tmp_path_factory.mktemp("benchmarks")))
 
 
@@ -52,7 +52,7 @@ def test_every_row_is_measured(finished: subprocess.CompletedProcess[str]) -> No
     assert [row["skipped"] for row in rows] == [None] * len(ROWS)
 
 
-def test_a_row_of_the_design_has_value_limit_and_verdict(finished: subprocess.CompletedProcess[str]) -> None:
+def test_a_row_with_a_limit_has_a_value_and_a_verdict(finished: subprocess.CompletedProcess[str]) -> None:
     limited = [row for row in rows_of(finished) if row["limit"]]
 
     assert [row["row"] for row in limited] == [name for name, has_limit in ROWS.items() if has_limit]
@@ -61,14 +61,14 @@ def test_a_row_of_the_design_has_value_limit_and_verdict(finished: subprocess.Co
 
 
 def test_every_order_recorded_by_us_survives_a_kill(finished: subprocess.CompletedProcess[str]) -> None:
-    """No timing, so it may be asserted: what record() called RECORDED is on the disk."""
+    """Not a timing, so it may be asserted: what record() called RECORDED is on the disk."""
     details: dict[str, str] = rows_of(finished)[-1]["details"]
-    ours = next(text for peer, text in details.items() if peer.startswith("katalys_wsgi"))
+    ours = next(figures for peer, figures in details.items() if peer.startswith("katalys_wsgi"))
 
     assert ours.endswith("50 of 50 survive")
 
 
-def test_the_exit_code_tells_a_missed_limit(finished: subprocess.CompletedProcess[str]) -> None:
+def test_the_exit_code_shows_a_missed_limit(finished: subprocess.CompletedProcess[str]) -> None:
     missed = any(row["ok"] is False for row in rows_of(finished))
 
     assert finished.returncode == int(missed)
