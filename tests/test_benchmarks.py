@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 RUN = Path(__file__).parent / "benchmarks" / "run.py"
+SCALE = RUN.with_name("scale.py")
 
 #: Every row, and whether it has a limit.
 ROWS = {
@@ -27,9 +28,9 @@ ROWS = {
 }
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, script: Path = RUN) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, RUN, "--quick", *arguments], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, script, "--quick", *arguments], capture_output=True, text=True, timeout=50, check=False
     )
 
 
@@ -87,3 +88,12 @@ def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
 
     assert finished.returncode == 2
     assert "no such row: nonsense; choose from pass-through, landing" in finished.stderr
+
+
+def test_a_backlog_is_measured_too(tmp_path: Path) -> None:
+    """The rows of scale.py that need no server; the relays of the others take minutes."""
+    finished = run("--json", "--directory", str(tmp_path), "record-sqlite", "claim-sqlite", script=SCALE)
+    rows = rows_of(finished)
+
+    assert [row["row"] for row in rows] == ["record-sqlite", "claim-sqlite"]
+    assert all(row["value"] > 0 and row["limit"] == "≤ 1.3" for row in rows)
