@@ -21,7 +21,7 @@ from katalys_wsgi.outbox import Added
 from katalys_wsgi.outbox import sqlite as sqlite_outbox
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 
-from .faults.harness import edited, integrity, quarantined
+from .faults.harness import edited, integrity, quarantined, race
 from .outbox_conformance import (  # noqa: F401 - the suite
     DAY,
     LEASE,
@@ -122,14 +122,9 @@ def outputs(children: list[subprocess.Popen[str]]) -> list[str]:
 def at_once(path: Path, script: str, count: int) -> list[str]:
     """Runs ``script`` in ``count`` processes that begin together."""
     children = [start(path, "print('ready', flush=True); sys.stdin.readline()\n" + script) for _ in range(count)]
-    for child in children:
-        assert child.stdout is not None
-        child.stdout.readline()
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    return outputs(children)
+    printed = race(children)
+    assert [child.returncode for child in children] == [0] * count
+    return printed
 
 
 @contextmanager
