@@ -153,6 +153,9 @@ class TestFile:
         outbox.add(conversion())
         assert path.exists()
 
+    def test_a_repr_names_the_file(self, outbox: SQLiteOutbox, path: Path) -> None:
+        assert repr(outbox) == f"SQLiteOutbox('{path}')"
+
     def test_a_later_chdir_starts_no_second_outbox(
         self, open_file: OpenFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
