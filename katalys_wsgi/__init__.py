@@ -1,12 +1,21 @@
 """Reports a WSGI shop's affiliate sales to the Katalys network, server to server, without losing one."""
 
+from ._version import __version__
 from .attribution.click import Click
 from .conversion.order import Conversion, Discount, LineItem, OrderUpdate
-from .errors import ConfigurationError, InvalidConversion, InvalidToken, KatalysError, OutboxUnavailable
+from .errors import (
+    ConfigurationError,
+    InvalidConversion,
+    InvalidToken,
+    KatalysError,
+    OutboxUnavailable,
+    UnusableConnection,
+)
 from .events import Event, Hook
 from .middleware import ClickMiddleware
 from .settings import Settings
-from .tracker import Outcome, Record, Tracker, Visit
+from .tracker import Tracker
+from .visit import Outcome, Record, Visit
 
 __all__ = [
     "Click",
@@ -26,5 +35,7 @@ __all__ = [
     "Record",
     "Settings",
     "Tracker",
+    "UnusableConnection",
     "Visit",
+    "__version__",
 ]

@@ -1,4 +1,4 @@
-"""Bottle: ``app.install(KatalysPlugin(tracker))``; a callback that names ``katalys`` receives the visit."""
+"""The Bottle plugin: ``app.install(KatalysPlugin(tracker))``; a callback that names ``katalys`` gets the visit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import bottle
 
 from .middleware import ClickMiddleware
-from .tracker import Tracker, Visit
+from .tracker import Tracker
+from .visit import Visit
+
+__all__ = ["KatalysPlugin"]
 
 
 class KatalysPlugin:
@@ -35,8 +38,8 @@ class KatalysPlugin:
     api = 2
 
     def __init__(self, tracker: Tracker, keyword: str = "katalys") -> None:
-        self.tracker = tracker
-        self.keyword = keyword
+        self.tracker: Tracker = tracker
+        self.keyword: str = keyword
 
     def setup(self, app: bottle.Bottle) -> None:
         """Put the click's cookie around ``app``.
@@ -50,7 +53,7 @@ class KatalysPlugin:
                 raise bottle.PluginError(
                     f"{type(other).__name__} injects {self.keyword!r} too; give KatalysPlugin another keyword=..."
                 )
-        # Bottle refuses a second assignment, lest plugins overwrite each other; this one wraps what it finds.
+        # Bottle refuses a second assignment, so that plugins do not overwrite each other; this one wraps what it finds.
         vars(app)["wsgi"] = ClickMiddleware(app.wsgi, self.tracker)
 
     def apply(self, callback: Callable[..., Any], route: bottle.Route) -> Callable[..., Any]:
@@ -64,9 +67,8 @@ class KatalysPlugin:
         return with_visit
 
     def _visit(self) -> Visit:
-        visit = self.tracker.visit(bottle.request.environ)
-        visit.strict = visit.strict or bool(bottle.DEBUG)
-        return visit
+        strict = self.tracker.settings.strict or bool(bottle.DEBUG)
+        return self.tracker.visit(bottle.request.environ, strict=strict)
 
 
 def _accepts(callback: Callable[..., Any], keyword: str) -> bool:

@@ -14,18 +14,23 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import upkeep
+from . import operations
 from .attribution.cookie import ClickCookie
 from .checks import LONGEST_WINDOW
-from .delivery import Drained
 from .errors import InvalidConversion, KatalysError, OutboxUnavailable
 from .events import Event
-from .outbox import Entry, Outbox, State
+from .operations import utc
+from .outbox import Archive, Entry, State
 from .sandbox import Collector, Sandbox, demo
 from .settings import ENVIRONMENT, Settings
 from .tracker import Tracker
+
+if TYPE_CHECKING:
+    from .delivery.relay import Drained
+
+__all__ = ["FAILED", "OK", "WRONG_USE", "main", "make_parser"]
 
 OK = 0
 FAILED = 1
@@ -39,20 +44,21 @@ Settings are read from the environment (KATALYS_SITE_ID, KATALYS_SECRET_KEY and 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except OutboxUnavailable as fault:
-        print(fault, file=sys.stderr)
+    except OutboxUnavailable as error:
+        print(error, file=sys.stderr)
         return FAILED
-    except KatalysError as fault:
-        print(fault, file=sys.stderr)
+    except KatalysError as error:
+        print(error, file=sys.stderr)
         return WRONG_USE
     except KeyboardInterrupt:
         return 130  # what a shell reports of a program that Ctrl-C ended
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line; the docs are made from it."""
     parser = argparse.ArgumentParser(
         prog="katalys-wsgi",
         description="Reports a shop's affiliate sales to Katalys, server to server.",
@@ -84,18 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--site-id", help="refuse messages for any other site")
 
     command = add(
-        "deliver", _deliver, "deliver what is in the outbox; TERM finishes the rows in hand", as_json, settings
+        "deliver", _deliver, "deliver what is in the outbox; TERM finishes the rows in progress", as_json, settings
     )
     command.add_argument("--once", action="store_true", help="end when nothing is due; 1 if a row failed")
 
-    command = add("status", _status, "tell how delivery stands; 1 if somebody should look at it", as_json, settings)
+    command = add("status", _status, "show how delivery stands; 1 if the operator should look at it", as_json, settings)
     command.add_argument("--max-age", type=float, default=3600, help="seconds a row may be pending (default: 3600)")
 
     command = add("list", _list, "list entries, the newest first", as_json, settings)
-    command.add_argument("--state", choices=(State.PENDING, State.DELIVERED, State.DEAD), help="only these")
+    command.add_argument("--state", type=State, choices=tuple(State), help="only these")
     command.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
 
-    command = add("why", _why, "tell the whole story of an order", as_json, settings)
+    command = add("why", _why, "show the whole story of an order", as_json, settings)
     command.add_argument("order", metavar="ORDER", help="the shop's order id")
 
     command = add("retry", _retry, "have dead letters tried again", settings)
@@ -107,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = add(
-        "forget", _forget, "take a buyer's data out of the outbox; what is pending is not delivered", settings
+        "forget", _forget, "remove a buyer's data from the outbox; what is pending is not delivered", settings
     )
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("order", metavar="ORDER", nargs="?", help="the shop's order id")
@@ -145,18 +151,16 @@ def _tracker(arguments: argparse.Namespace, hooks: Iterable[Callable[[Event], No
 
 def _deliver(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    stop, wake = threading.Event(), threading.Event()
-
-    def leave(*_: object) -> None:
-        stop.set()
-        wake.set()
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     tracker = _tracker(arguments, [_Progress()] if sys.stderr.isatty() else [])
+
+    def stop(*_: object) -> None:
+        tracker.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         if arguments.once:
-            return _report_drained(tracker.drain(stop), as_json=arguments.json)
-        tracker.deliver(stop, wake)
+            return _report_drained(tracker.drain(), as_json=arguments.json)
+        tracker.deliver()
     finally:
         tracker.close()
         for number, handler in before.items():
@@ -190,7 +194,7 @@ class _Progress:
 def _status(arguments: argparse.Namespace) -> int:
     now = time.time()
     with closing(_tracker(arguments)) as tracker:
-        status = upkeep.status(tracker.outbox)
+        status = operations.status(operations.archive(tracker.outbox))
     statistics = status.statistics
     age = now - statistics.oldest_pending if statistics.oldest_pending else 0.0
     if arguments.json:
@@ -198,20 +202,20 @@ def _status(arguments: argparse.Namespace) -> int:
     else:
         print(f"pending    {statistics.pending} ({statistics.due} due), the oldest for {timedelta(seconds=int(age))}")
         print(f"dead       {statistics.dead}" + ("; see: katalys-wsgi list --state dead" if statistics.dead else ""))
-        print(f"delivered  {statistics.delivered}, the last {_time(statistics.last_delivered)}")
+        print(f"delivered  {statistics.delivered}, the last {utc(statistics.last_delivered)}")
         print(f"pause      {status.pause or 'no'}")
     return OK if status.is_healthy and age <= arguments.max_age else FAILED
 
 
 def _list(arguments: argparse.Namespace) -> int:
     with closing(_tracker(arguments)) as tracker:
-        entries = tracker.outbox.entries(arguments.state, limit=arguments.limit)
+        entries = operations.archive(tracker.outbox).entries(arguments.state, limit=arguments.limit)
     if arguments.json:
-        print(json.dumps([upkeep.as_row(entry) for entry in entries], indent=2))
+        print(json.dumps([operations.as_row(entry) for entry in entries], indent=2))
     else:
         for entry in entries:
             reason = f"  {entry.last_error}" if entry.last_error else ""
-            print(f"{_time(entry.created_at)}  {entry.state:<9}  {entry.kind:<10}  {entry.order_id}{reason}")
+            print(f"{utc(entry.created_at)}  {entry.state:<9}  {entry.kind:<10}  {entry.order_id}{reason}")
     return OK
 
 
@@ -219,9 +223,9 @@ def _why(arguments: argparse.Namespace) -> int:
     with closing(_tracker(arguments)) as tracker:
         entries = tracker.outbox.history(arguments.order)
     if arguments.json:
-        print(json.dumps([upkeep.as_row(entry) for entry in entries], indent=2))
+        print(json.dumps([operations.as_row(entry) for entry in entries], indent=2))
     elif entries:
-        print("\n".join(upkeep.story(entries, time.time())))
+        print("\n".join(operations.story(entries, time.time())))
     else:
         print(
             f"Nothing is known of order {arguments.order}: it had no click, or was finished longer ago than retention."
@@ -229,7 +233,7 @@ def _why(arguments: argparse.Namespace) -> int:
     return OK if entries else FAILED
 
 
-# --- deeds ---
+# --- changes ---
 
 
 def _retry(arguments: argparse.Namespace) -> int:
@@ -238,29 +242,30 @@ def _retry(arguments: argparse.Namespace) -> int:
         print("--set takes FIELD=VALUE, each field once, and one ORDER", file=sys.stderr)
         return WRONG_USE
     with closing(_tracker(arguments)) as tracker:
-        entries = _every_dead(tracker.outbox) if arguments.all_dead else tracker.outbox.history(arguments.order)
+        outbox = operations.archive(tracker.outbox)
+        entries = operations.dead_letters(outbox) if arguments.all_dead else outbox.history(arguments.order)
         dead = [entry for entry in entries if entry.state == State.DEAD]
-        revived = [entry for entry in dead if _revive(tracker.outbox, entry, changes)]
+        revived = [entry for entry in dead if _revive(outbox, entry, changes)]
     print(f"{len(revived)} of {len(dead)} dead letters will be tried again")
     return OK if revived and len(revived) == len(dead) else FAILED
 
 
-def _every_dead(outbox: Outbox) -> list[Entry]:
-    return outbox.entries(State.DEAD, limit=outbox.statistics().dead)[::-1]
-
-
-def _revive(outbox: Outbox, entry: Entry, changes: dict[str, str]) -> bool:
+def _revive(outbox: Archive, entry: Entry, changes: dict[str, str]) -> bool:
     try:
-        return upkeep.revive(outbox, entry, changes)
-    except InvalidConversion as fault:
-        print(f"{fault}. Correct it with --set FIELD=VALUE.", file=sys.stderr)
+        return operations.revive(outbox, entry, changes)
+    except InvalidConversion as error:
+        print(f"{error}. Correct it with --set FIELD=VALUE.", file=sys.stderr)
         return False
 
 
 def _forget(arguments: argparse.Namespace) -> int:
     with closing(_tracker(arguments)) as tracker:
-        key = tracker.settings.secret_key[0]
-        count = upkeep.forget(tracker.outbox, order_id=arguments.order, email_address=arguments.email, email_key=key)
+        count = operations.forget(
+            operations.archive(tracker.outbox),
+            order_id=arguments.order,
+            email_address=arguments.email,
+            email_key=tracker.settings.secret_key[0],
+        )
     print(f"{count} entries were emptied")
     return OK
 
@@ -270,12 +275,6 @@ def _prune(arguments: argparse.Namespace) -> int:
         age = tracker.settings.retention if arguments.older_than is None else timedelta(days=arguments.older_than)
         print(f"{tracker.outbox.prune(time.time() - age.total_seconds())} entries were deleted")
     return OK
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "never"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 # --- trying it out ---
@@ -289,8 +288,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
     sandbox = Sandbox(Collector(site_id=arguments.site_id), port=arguments.port)
     try:
         sandbox.start()
-    except (OSError, OverflowError) as fault:
-        print(f"Port {arguments.port} cannot be used: {fault}. Choose another one with --port.", file=sys.stderr)
+    except (OSError, OverflowError) as error:
+        print(f"Port {arguments.port} cannot be used: {error}. Choose another one with --port.", file=sys.stderr)
         return FAILED
     with sandbox:
         print(f"Katalys' stand-in is listening. Set KATALYS_ENDPOINT={sandbox.endpoint}")
@@ -305,8 +304,8 @@ def _decode(arguments: argparse.Namespace) -> int:
     cookie = ClickCookie(settings.secret_key, window=LONGEST_WINDOW)
     try:
         click = cookie.loads(arguments.cookie.rpartition("=")[2].strip('"'))
-    except ValueError as fault:
-        print(f"No click: {fault}. Was it signed with another KATALYS_SECRET_KEY, or cut short?", file=sys.stderr)
+    except ValueError as error:
+        print(f"No click: {error}. Was it signed with another KATALYS_SECRET_KEY, or cut short?", file=sys.stderr)
         return FAILED
     age = datetime.now(timezone.utc) - click.clicked_at
     shown = {

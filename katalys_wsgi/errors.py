@@ -1,4 +1,4 @@
-"""The exception tree.
+"""Exceptions: everything this package raises on purpose.
 
 ::
 
@@ -16,16 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+__all__ = [
+    "ConfigurationError", "InvalidConversion", "InvalidToken", "KatalysError", "OutboxUnavailable",
+    "UnusableConnection",
+]  # fmt: skip
+
 
 class KatalysError(Exception):
     """Anything this package raises on purpose."""
 
 
 class ConfigurationError(KatalysError, ValueError):
-    """The settings cannot work; ``problems`` lists every fault, each with its next step."""
+    """The settings cannot work; ``problems`` lists every problem, each with its next step."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type[ConfigurationError], tuple[tuple[str, ...]]]:
@@ -33,14 +38,14 @@ class ConfigurationError(KatalysError, ValueError):
 
 
 class InvalidConversion(KatalysError, ValueError):
-    """The order cannot be reported as it stands; ``problems`` lists every fault.
+    """The order cannot be reported as it stands; ``problems`` lists every one.
 
     The message names the order and the fields, never their values: those may be personal data.
     """
 
     def __init__(self, order_id: str, problems: Sequence[str]) -> None:
-        self.order_id = order_id
-        self.problems = tuple(problems)
+        self.order_id: str = order_id
+        self.problems: tuple[str, ...] = tuple(problems)
         super().__init__(f"Order {order_id!r} cannot be reported: " + "; ".join(self.problems))
 
     def __reduce__(self) -> tuple[type[InvalidConversion], tuple[str, tuple[str, ...]]]:
@@ -56,4 +61,7 @@ class OutboxUnavailable(KatalysError, RuntimeError):
 
 
 class UnusableConnection(KatalysError, TypeError):
-    """The outbox cannot join the connection it was given; it has written nothing."""
+    """The outbox cannot join the transaction of the ``connection`` it was given; nothing was written.
+
+    The outbox is a file of its own, or ``connection`` is neither a SQLAlchemy Connection nor a Session.
+    """

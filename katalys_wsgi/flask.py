@@ -1,9 +1,9 @@
-"""Flask: ``katalys = Katalys(app)``, then ``katalys.visit.record(Conversion(...))`` in the checkout view."""
+"""The Flask extension: ``katalys = Katalys(app)``, then ``katalys.visit.record(Conversion(...))`` in the view."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask, current_app, request
 
@@ -11,7 +11,18 @@ from .errors import ConfigurationError
 from .events import Hook
 from .middleware import ClickMiddleware
 from .settings import FLASK, Settings
-from .tracker import Tracker, Visit
+from .tracker import Tracker
+from .visit import Visit
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .settings import Options
+
+__all__ = ["Katalys"]
+
+#: Where a request's environ keeps its visit, beside the tracker it belongs to: applications may be nested.
+VISIT = "katalys_wsgi.flask.visit"
 
 
 class Katalys:
@@ -28,11 +39,11 @@ class Katalys:
 
     :param app: an application to initialise at once; others follow with :meth:`init_app`.
     :param hooks: called with every :class:`~katalys_wsgi.events.Event`.
-    :param options: settings by their plain name; they go before the configuration.
+    :param options: settings by their plain name; they take precedence over the configuration.
     :raises ConfigurationError: a setting is missing, unknown or makes no sense.
     """
 
-    def __init__(self, app: Flask | None = None, *, hooks: Iterable[Hook] = (), **options: Any) -> None:
+    def __init__(self, app: Flask | None = None, *, hooks: Iterable[Hook] = (), **options: Unpack[Options]) -> None:
         self._hooks = tuple(hooks)
         self._options = options
         if app is not None:
@@ -59,28 +70,35 @@ class Katalys:
 
     @property
     def visit(self) -> Visit:
-        """The current request's visit."""
-        visit = self.tracker.visit(request.environ)
+        """The current request's visit, one object during the request."""
+        tracker = self.tracker
+        owner, visit = request.environ.get(VISIT, (None, None))
+        if owner is not tracker:
+            visit = tracker.visit(request.environ, strict=self._strict())
+            request.environ[VISIT] = tracker, visit
+        return cast(Visit, visit)
+
+    def _strict(self) -> bool | None:
         # Asked at each request: a test suite sets app.testing long after init_app().
-        if "KATALYS_STRICT" not in current_app.config and "strict" not in self._options:
-            visit.strict = current_app.debug or current_app.testing
-        return visit
+        if "KATALYS_STRICT" in current_app.config or "strict" in self._options:
+            return None
+        return current_app.debug or current_app.testing
 
 
-def _settings(app: Flask, options: dict[str, Any]) -> Settings:
-    values = {**FLASK.select(app.config), **options}
+def _settings(app: Flask, options: Mapping[str, Any]) -> Settings:
+    values: dict[str, object] = {**FLASK.select(app.config), **options}
     if "secret_key" in values:
         return Settings.from_mapping(values, FLASK)
     # In the order of Flask's own sessions: the current key is the last one, and signs.
     keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), *([app.secret_key] if app.secret_key else ())]
     try:
         return Settings.from_mapping({**values, "secret_key": keys}, FLASK)
-    except ConfigurationError as fault:
-        raise ConfigurationError([_about_flask_key(problem) for problem in fault.problems]) from None
+    except ConfigurationError as error:
+        raise ConfigurationError([_about_flask_key(problem) for problem in error.problems]) from None
 
 
 def _about_flask_key(problem: str) -> str:
-    """Say which key is at fault, where the reader has never written the name of ours."""
+    """Say which key is wrong, where the reader has never written the name of ours."""
     own = FLASK.of("secret_key")
     if not problem.startswith(own):
         return problem

@@ -1,4 +1,4 @@
-"""Paste: the filter ``egg:katalys-wsgi`` in front of any application that an ini file names."""
+"""The Paste filter ``egg:katalys-wsgi``, for any application that an ini file names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .tracker import Tracker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["TRACKER", "filter_app_factory"]
 
 #: Where the application finds its :class:`~katalys_wsgi.Tracker` in the WSGI environ.
 TRACKER = "katalys_wsgi.tracker"
@@ -31,7 +33,7 @@ def filter_app_factory(app: WSGIApplication, global_conf: dict[str, str] | None,
         pipeline = katalys shop
 
     Settings are written with or without ``katalys.`` before their name; those with it are also taken from
-    ``[DEFAULT]``, where the section's own go before them. The application records with
+    ``[DEFAULT]``, over which the section's own take precedence. The application records with
     ``environ["katalys_wsgi.tracker"].visit(environ).record(...)``.
 
     :raises ConfigurationError: a setting is missing, unknown or makes no sense.

@@ -1,9 +1,9 @@
-"""Values that belong to one process: connections, locks, threads.
+"""Values that belong to one process: connections, locks and threads, made anew after a fork.
 
-Servers fork after loading the shop (gunicorn ``--preload``, uWSGI). What was made before is then shared with
-the parent behind everybody's back, and what was locked stays locked. So nothing is made before it is used, and
-a value inherited through a fork is neither used nor closed: closing an inherited SQLite connection could roll
-back what the parent is just writing.
+Servers fork after loading the shop (gunicorn ``--preload``, uWSGI). What was made before is then shared with the
+parent without either knowing, and what was locked stays locked. So nothing is made before it is used, and a value
+inherited through a fork is neither used nor closed: closing an inherited SQLite connection could roll back what the
+parent is just writing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
+
+__all__ = ["IMPORTS", "ForkLock", "PerProcess"]
 
 T = TypeVar("T")
 
@@ -32,7 +34,7 @@ class ForkLock:
         _locks.add(self)
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Wait for the lock up to ``timeout`` seconds; whether it is the caller's now."""
+        """Wait for the lock up to ``timeout`` seconds, without limit if negative; whether it is the caller's now."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
@@ -77,6 +79,10 @@ class PerProcess(Generic[T]):
         """This process's value if it has been made."""
         return self._values.get(os.getpid())
 
+    def discard(self) -> T | None:
+        """Forget this process's value and return it, if it has been made; the next ``get()`` makes a new one."""
+        return self._values.pop(os.getpid(), None)
+
     def _abandon_inherited(self) -> None:
         for pid in [pid for pid in self._values if pid != os.getpid()]:
             _immortalise(self._values.pop(pid))
@@ -90,9 +96,11 @@ def _immortalise(value: object) -> None:
 
 
 _instances: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
-
-
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+
+#: Held around an import inside a function. A child that is born while another thread of its parent imports a module
+#: could never import it: it inherits the module's import lock, locked.
+IMPORTS = ForkLock()
 
 
 def _before_fork() -> None:
@@ -112,4 +120,5 @@ def _after_fork_in_child() -> None:
         instance._abandon_inherited()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):  # where there is none, as on Windows, nothing forks
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""Pyramid: ``config.include("katalys_wsgi.pyramid")``, then ``request.katalys.record(Conversion(...))``."""
+"""The Pyramid add-on: ``config.include("katalys_wsgi.pyramid")``, then ``request.katalys.record(Conversion(...))``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .attribution.click import MARKER
 from .errors import ConfigurationError
 from .middleware import with_cookie
 from .settings import INI, Settings
-from .tracker import Record, Tracker, Visit
+from .tracker import Tracker
+from .visit import Defer, Record, Visit
+
+__all__ = ["TRACKER", "click_tween_factory", "includeme"]
 
 #: Where the registry keeps the Tracker.
 TRACKER = "katalys_tracker"
@@ -30,11 +33,9 @@ def includeme(config: Configurator) -> None:
     nothing. It adds:
 
     ``request.katalys``
-        the request's :class:`~katalys_wsgi.Visit`; ``request.katalys.record(Conversion(...))`` in the checkout view.
-
-    ``request.katalys_resume(token)``
-        the visit of a token that was stored with the order, for payment webhooks and returns; it records like
-        ``request.katalys``.
+        the request's :class:`~katalys_wsgi.Visit`: ``request.katalys.record(Conversion(...))`` in the checkout view,
+        ``request.katalys.resume(token).record(...)`` in a payment webhook, ``request.katalys.record_update(...)`` for
+        a refund.
 
     ``registry["katalys_tracker"]``
         the :class:`~katalys_wsgi.Tracker`, as ``request.registry["katalys_tracker"]`` in views and
@@ -53,9 +54,9 @@ def includeme(config: Configurator) -> None:
     ``katalys.consent``, an :class:`~katalys_wsgi.outbox.Outbox` as ``katalys.outbox``, a list of functions that are
     called with each event as ``katalys.hooks``. ``katalys.strict`` is on where Pyramid's ``debug_all`` is.
 
-    **Transactions.** Where ``pyramid_tm`` manages the request, ``record()`` answers ``Outcome.DEFERRED`` and writes
-    to the outbox right after the commit; nothing is written if the transaction aborts. With
-    ``record(conversion, connection=...)`` the outbox row is part of that connection's own transaction instead.
+    **Transactions.** Where ``pyramid_tm`` manages the request, ``record()`` and ``record_update()`` answer
+    ``Outcome.DEFERRED`` and write to the outbox right after the commit; nothing is written if the transaction aborts.
+    With ``connection=...`` the outbox row is part of that connection's own transaction instead.
 
     :raises katalys_wsgi.ConfigurationError: a setting is missing, unknown or makes no sense.
     """
@@ -70,7 +71,6 @@ def includeme(config: Configurator) -> None:
     config.add_tween("katalys_wsgi.pyramid.click_tween_factory", under=INGRESS)
     # No reify: a tween outside pyramid_tm's may look at the visit, and the view's must join the transaction.
     config.add_request_method(_visit, "katalys", property=True)
-    config.add_request_method(_resume, "katalys_resume")
 
 
 def click_tween_factory(handler: Handler, registry: Registry) -> Handler:
@@ -107,18 +107,15 @@ def _with_cookie(response: Response, set_cookie: str) -> Response:
 
 
 def _visit(request: Request) -> Visit:
-    return _joined(request, request.registry[TRACKER].visit(request.environ))
+    tracker: Tracker = request.registry[TRACKER]
+    return tracker.visit(request.environ, defer=_defer(request))
 
 
-def _resume(request: Request, token: str) -> Visit:
-    return _joined(request, request.registry[TRACKER].resume(token))
-
-
-def _joined(request: Request, visit: Visit) -> Visit:
-    """Have ``visit`` record when the transaction commits that pyramid_tm has begun for this request."""
-    if request.environ.get("tm.active"):
-        visit.defer = lambda write: _after_commit(request.tm, write)
-    return visit
+def _defer(request: Request) -> Defer | None:
+    """How to record when the transaction commits that pyramid_tm has begun for this request; None without one."""
+    if not request.environ.get("tm.active"):
+        return None
+    return lambda write: _after_commit(request.tm, write)
 
 
 def _after_commit(manager: Any, write: Callable[[], Record]) -> None:

@@ -1,4 +1,4 @@
-"""What a person asks of an outbox and does with it: how it stands, why, try again, forget."""
+"""Operations: what an operator asks of an outbox and does with it. Status, why, retry, forget."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 from .conversion.postback import Kind, Postback, email_hash
 from .conversion.wire import wire_problems
-from .errors import InvalidConversion
-from .outbox import Entry, Outbox, State, Statistics
+from .errors import ConfigurationError, InvalidConversion
+from .outbox import Archive, Entry, Outbox, State, Statistics
+from .outbox.entry import holds_back
+
+__all__ = ["Status", "archive", "as_row", "dead_letters", "forget", "revive", "status", "story", "utc"]
 
 
 @dataclass(frozen=True)
 class Status:
-    """How delivery stands, for a person or a monitor.
+    """How delivery stands, for an operator or a monitor.
 
-    :param pause: why nothing is delivered at the moment, None when nothing is known to be wrong.
+    :param pause: why nothing is delivered at the moment; None when nothing is known to be wrong.
     """
 
     statistics: Statistics
@@ -26,12 +29,29 @@ class Status:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there is nothing for a person to do: no dead letter, no pause."""
+        """Whether there is nothing for the operator to do: no dead letter, no pause."""
         return not self.statistics.dead and self.pause is None
 
 
-def status(outbox: Outbox) -> Status:
-    """How ``outbox`` stands."""
+def archive(outbox: Outbox) -> Archive:
+    """``outbox``, which is able to answer an operator.
+
+    :raises ConfigurationError: it is an object of the shop's own with fewer methods than
+        :class:`~katalys_wsgi.outbox.Archive`.
+    """
+    if not isinstance(outbox, Archive):
+        raise ConfigurationError(
+            f"The outbox, a {type(outbox).__name__}, cannot answer this; "
+            "give it the methods of katalys_wsgi.outbox.Archive."
+        )
+    return outbox
+
+
+def status(outbox: Archive) -> Status:
+    """How ``outbox`` stands.
+
+    :raises OutboxUnavailable: it cannot be read; so do all functions of this module.
+    """
     statistics = outbox.statistics()
     attempts = [entry.history[-1] for entry in outbox.failing() if entry.history]
     last = max(attempts, key=lambda attempt: attempt.at, default=None)
@@ -40,17 +60,27 @@ def status(outbox: Outbox) -> Status:
 
 
 def story(entries: list[Entry], now: float) -> Iterator[str]:
-    """All that is known of an order, in plain sentences; ``entries`` are its rows, oldest first."""
+    """All that is known of an order, in plain sentences.
+
+    :param entries: the order's, oldest first.
+    :param now: seconds since 1970.
+    """
     for entry in entries:
         yield from _beginning(entry)
         for number, attempt in enumerate(entry.history, 1):
-            yield f"Attempt {number}, {_time(attempt.at)}: {attempt.error or f'HTTP {attempt.status}'}."
+            yield f"Attempt {number}, {utc(attempt.at)}: {attempt.error or f'HTTP {attempt.status}'}."
         yield _what_is_next(entry, entries, now)
 
 
-def revive(outbox: Outbox, entry: Entry, changes: Mapping[str, str] | None = None) -> bool:
-    """Have a dead letter tried again, with ``changes`` of its fields (Katalys' key names; an empty value drops one).
+def dead_letters(outbox: Archive) -> list[Entry]:
+    """Every dead letter, oldest first."""
+    return outbox.entries(State.DEAD, limit=outbox.statistics().dead)[::-1]
 
+
+def revive(outbox: Archive, entry: Entry, changes: Mapping[str, str] | None = None) -> bool:
+    """Have a dead letter tried again.
+
+    :param changes: corrected fields, by Katalys' key names; an empty value drops a field.
     :returns: False if it is not dead any more, or its order was recorded anew meanwhile.
     :raises InvalidConversion: it would still not be understood; ``problems`` says why.
     """
@@ -65,11 +95,11 @@ def revive(outbox: Outbox, entry: Entry, changes: Mapping[str, str] | None = Non
 
 
 def forget(
-    outbox: Outbox, *, order_id: str | None = None, email_address: str | None = None, email_key: str = ""
+    outbox: Archive, *, order_id: str | None = None, email_address: str | None = None, email_key: str = ""
 ) -> int:
-    """Take a buyer's data out of the outbox: of an order, or of every order of an e-mail address.
+    """Remove a buyer's data from the outbox: of an order, or of every order of an e-mail address.
 
-    What is still pending will not be delivered any more; delivered orders hold no data already.
+    What is still pending will not be delivered any more; delivered orders hold no personal data already.
 
     :param email_key: the key of ``hash_email``, so that hashed addresses are found, too.
     :returns: how many entries were changed.
@@ -88,40 +118,39 @@ def as_row(entry: Entry) -> dict[str, Any]:
     return row
 
 
+def utc(seconds: float | None) -> str:
+    """A time, seconds since 1970, as every command prints it; "never" for None."""
+    if seconds is None:
+        return "never"
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def _email_of(entry: Entry) -> str:
     return str(json.loads(entry.payload or "{}").get("email_address", "")).lower()
 
 
 def _beginning(entry: Entry) -> Iterator[str]:
-    if entry.kind == Kind.CONVERSION:
+    if entry.kind is Kind.CONVERSION:
         if entry.clicked_at is not None:
-            yield f"The shopper came through a Katalys link, {_time(entry.clicked_at)}."
-        yield f"The order was recorded, {_time(entry.created_at)}."
+            yield f"The shopper came through a Katalys link, {utc(entry.clicked_at)}."
+        yield f"The order was recorded, {utc(entry.created_at)}."
     else:
-        yield f"An update of the order was recorded, {_time(entry.created_at)}."
+        yield f"An update of the order was recorded, {utc(entry.created_at)}."
 
 
 def _what_is_next(entry: Entry, entries: list[Entry], now: float) -> str:
-    if entry.state == State.DELIVERED:
+    if entry.state is State.DELIVERED:
         return (
             "It is delivered."
             if entry.confirmed
             else "It is sent; over GET Katalys never says whether it was understood."
         )
-    if entry.state == State.DEAD:
+    if entry.state is State.DEAD:
         retry = f"Correct it with: katalys-wsgi retry {entry.order_id} --set FIELD=VALUE"
         return f"It is a dead letter: {entry.last_error}. " + (retry if entry.payload else "Its data is gone.")
     if entry.lease_token and (entry.leased_until or 0.0) > now:
-        return f"It is being sent right now; should that relay have died, it is due again {_time(entry.leased_until)}."
-    held_back_by = next((older for older in entries if older.id < entry.id and _holds_back(older)), None)
+        return f"It is being sent right now; should that relay have died, it is due again {utc(entry.leased_until)}."
+    held_back_by = next((older for older in entries if holds_back(older, entry)), None)
     if held_back_by is not None:
         return f"It waits for what was recorded before it, which is {held_back_by.state}."
-    return f"It is tried {'as soon as a relay runs' if entry.due_at <= now else 'again ' + _time(entry.due_at)}."
-
-
-def _holds_back(older: Entry) -> bool:
-    return older.state == State.PENDING or (older.state == State.DEAD and older.kind == Kind.CONVERSION)
-
-
-def _time(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds or 0.0, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"It is tried {'as soon as a relay runs' if entry.due_at <= now else 'again ' + utc(entry.due_at)}."

@@ -1,0 +1,177 @@
+"""Recording: an order becomes a postback in the outbox; or is sent directly; or is reported lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from traceback import extract_tb
+from typing import Any
+
+from .conversion.order import Conversion, OrderUpdate
+from .conversion.postback import Kind, Postback
+from .errors import InvalidConversion, KatalysError, OutboxUnavailable, UnusableConnection
+from .events import Events
+from .outbox import Added, Outbox, Receipt, Verdict
+from .process import IMPORTS
+from .settings import Settings
+from .visit import Outcome, Record, Visit
+
+__all__ = ["DIRECT_DEADLINE", "Recorder"]
+
+#: Seconds that a checkout waits for Katalys, only when the outbox cannot be written.
+DIRECT_DEADLINE = 2.0
+
+
+class Recorder:
+    """Records conversions and updates of one shop.
+
+    Nothing that goes wrong in here breaks a checkout, unless the visit is strict.
+
+    :param wake: called after each call and each deferred write, whatever came of it: starts the relay.
+    """
+
+    def __init__(self, settings: Settings, outbox: Outbox, *, events: Events, wake: Callable[[], None]) -> None:
+        self._settings = settings
+        self._outbox = outbox
+        self._events = events
+        self._wake = wake
+        self._reports_every_order = settings.conversion_type == "offline_conv"
+        self._email_key = settings.secret_key[0] if settings.hash_email else None
+
+    def record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
+        """See :meth:`Visit.record <katalys_wsgi.Visit.record>`."""
+        return self._guarded(lambda: self._record(visit, conversion, connection), conversion, strict=visit.strict)
+
+    def record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
+        """See :meth:`Visit.record_update <katalys_wsgi.Visit.record_update>`."""
+        return self._guarded(lambda: self._record_update(visit, update, connection), update, strict=visit.strict)
+
+    def _guarded(self, record: Callable[[], Record], order: object, *, strict: bool) -> Record:
+        try:
+            return record()
+        except Exception as error:
+            if strict:
+                raise
+            return self._lost(_order_id(order), _described(error))
+        finally:
+            self._wake()
+
+    def _record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
+        problems = _problems(conversion, strict=visit.strict)
+        if visit.no_consent:
+            return Record(Outcome.NO_CONSENT, reason="the visitor did not consent")
+        if visit.click is None and not self._reports_every_order:
+            return Record(Outcome.NO_CLICK, reason="the visitor did not come through a Katalys link")
+        if visit.client_ip is None:
+            self._events.emit_once("client_ip_unknown", advice="is trusted_proxies the number of your proxies?")
+        postback = Postback.from_conversion(
+            conversion,
+            site_id=self._settings.site_id,
+            conversion_type=self._settings.conversion_type,
+            click=visit.click,
+            client_ip=visit.client_ip,
+            user_agent=visit.user_agent,
+            email_key=self._email_key,
+        )
+        return self._write(visit, connection, self._add, postback, problems)
+
+    def _record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
+        problems = _problems(update, strict=visit.strict)
+        postback = Postback.from_update(update, site_id=self._settings.site_id, email_key=self._email_key)
+        return self._write(visit, connection, self._add_update, postback, problems)
+
+    def _write(
+        self, visit: Visit, connection: Any, add: Callable[..., Record], postback: Postback, problems: Sequence[str]
+    ) -> Record:
+        """Call ``add`` within ``connection``'s transaction, or after the visit's, or at once."""
+        if connection is not None:
+            try:
+                return add(postback, problems, connection, strict=visit.strict)
+            except UnusableConnection as error:
+                if visit.strict:
+                    raise
+                self._events.emit_once("connection_unusable", reason=error, advice="leave connection= out")
+        if visit.defer is None:
+            return add(postback, problems, None, strict=visit.strict)
+        later = partial(add, postback, problems, None, strict=False)
+        visit.defer(lambda: self._guarded(later, postback, strict=False))
+        return Record(Outcome.DEFERRED, postback.key, tuple(problems), "waits for the commit")
+
+    def _add_update(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
+        # Asked when it is written, not before: the order itself may be recorded by the same transaction.
+        if not self._reports_every_order and not self._outbox.history(postback.order_id, connection=connection):
+            return Record(Outcome.NO_CLICK, reason="no conversion of this order was recorded")
+        return self._add(postback, problems, connection, strict=strict)
+
+    def _add(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
+        try:
+            added = self._outbox.add(postback, problems=problems, connection=connection)
+        except OutboxUnavailable as error:
+            if strict:
+                raise
+            if connection is not None:  # the order may yet be rolled back, so it must not be sent
+                return self._lost(postback.order_id, str(error), postback.key, problems)
+            return self._send_directly(postback, problems, str(error))
+        outcome, reason = _INVALID if problems else _ADDED[added]
+        self._events.emit(_EVENTS[postback.kind, outcome], order_id=postback.order_id, reason=reason)
+        return Record(outcome, postback.key, tuple(problems), reason)
+
+    def _send_directly(self, postback: Postback, problems: Sequence[str], why: str) -> Record:
+        """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline."""
+        if problems:
+            return self._lost(postback.order_id, why, postback.key, problems)
+        receipt = _send(self._settings, postback.payload)
+        if receipt.verdict is not Verdict.DELIVERED:
+            return self._lost(postback.order_id, f"{why} Sending it directly failed too: {receipt.error}", postback.key)
+        self._events.emit("conversion_sent_directly", order_id=postback.order_id, reason=why)
+        return Record(Outcome.SENT_DIRECTLY, postback.key, reason=why)
+
+    def _lost(self, order_id: str, why: str, key: str | None = None, problems: Sequence[str] = ()) -> Record:
+        self._events.emit("conversion_lost", order_id=order_id, reason=why)
+        return Record(Outcome.LOST, key, tuple(problems), why)
+
+
+_ADDED = {
+    Added.NEW: (Outcome.RECORDED, ""),
+    Added.REPLACED: (Outcome.RECORDED, "in place of a dead letter"),
+    Added.SAME: (Outcome.DUPLICATE, "recorded before"),
+    Added.DIFFERENT: (Outcome.DUPLICATE, "recorded before with other fields, which stand"),
+}
+_INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
+_EVENTS = {
+    (Kind.CONVERSION, Outcome.RECORDED): "conversion_recorded",
+    (Kind.CONVERSION, Outcome.DUPLICATE): "conversion_duplicate",
+    (Kind.CONVERSION, Outcome.INVALID): "conversion_invalid",
+    (Kind.UPDATE, Outcome.RECORDED): "update_recorded",
+    (Kind.UPDATE, Outcome.DUPLICATE): "update_duplicate",
+    (Kind.UPDATE, Outcome.INVALID): "update_invalid",
+}
+
+
+def _problems(order: Conversion | OrderUpdate, *, strict: bool) -> list[str]:
+    problems = order.problems()
+    if problems and strict:
+        raise InvalidConversion(str(order.order_id), problems)
+    return problems
+
+
+def _order_id(order: object) -> str:
+    """The order id for the log, whatever the caller passed."""
+    order_id = order.order_id if isinstance(order, (Conversion, OrderUpdate, Postback)) else None
+    return str(order_id) if isinstance(order_id, (str, int)) else "unknown"
+
+
+def _described(error: Exception) -> str:
+    """An error without its own text, which may repeat the buyer's data; ours do not."""
+    if isinstance(error, KatalysError):
+        return str(error)
+    place = extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {place.name}:{place.lineno}"
+
+
+def _send(settings: Settings, payload: str) -> Receipt:
+    with IMPORTS:
+        from .delivery.sender import Sender  # loads requests, which the shop's pages otherwise do without
+    with closing(Sender(settings)) as sender:
+        return sender.send(payload, deadline=DIRECT_DEADLINE)
