@@ -17,6 +17,8 @@ from katalys_wsgi.sandbox import Sandbox
 from .servers import MariaDB, NotInstalled, Postgres, Redis
 from .support import SECRET, SITE_ID
 
+pytest.register_assert_rewrite("tests.outbox_conformance")
+
 #: Under .ci/run a test whose server or program is missing fails instead of being skipped. Taken out of the
 #: environment, where every KATALYS_ name is a setting.
 TEST_ALL = os.environ.pop("KATALYS_TEST_ALL", "") == "1"

@@ -1,6 +1,6 @@
 """The outbox in the shop's database keeps the promises of every outbox, on PostgreSQL, MariaDB and SQLite.
 
-The suite is that of test_outbox.py, unchanged; what only a database does follows.
+The suite is outbox_conformance.py; what only a database does follows.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ from katalys_wsgi.outbox import Added, Change, Outbox, Receipt, State, Verdict
 from katalys_wsgi.outbox import sqlalchemy as sqlalchemy_outbox
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, outbox_table
 
-from .support import LINK, Clock, make_conversion, make_environ
-from .test_outbox import (  # noqa: F401 - the suite
+from .outbox_conformance import (  # noqa: F401 - the suite
     LEASE,
     TestAdd,
     TestApply,
@@ -53,6 +52,7 @@ from .test_outbox import (  # noqa: F401 - the suite
     conversion,
     row,
 )
+from .support import LINK, Clock, make_conversion, make_environ
 
 ROOT = Path(__file__).parent.parent
 
@@ -471,7 +471,7 @@ def test_many_processes_make_the_table_at_once(url: str) -> None:
     script = """
         import sys
         from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
-        from tests.test_outbox import conversion
+        from tests.outbox_conformance import conversion
         outbox = SQLAlchemyOutbox(sys.argv[1])
         print("ready", flush=True)
         sys.stdin.readline()
@@ -542,7 +542,7 @@ def test_a_fork_shares_nothing_with_its_parent(url: str, uses: str) -> None:
         import os, sys
         from sqlalchemy import create_engine
         from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
-        from tests.test_outbox import conversion
+        from tests.outbox_conformance import conversion
         url, uses = sys.argv[1:]
         outbox = SQLAlchemyOutbox(url if uses == "address" else create_engine(url))
         outbox.add(conversion("before"))

@@ -43,7 +43,7 @@ def environment(options: dict[str, Any], **more: str) -> dict[str, str]:
 class Program:
     """A running program and what it wrote."""
 
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[Any]
     log: Path
 
     @property
@@ -93,6 +93,24 @@ def running(command: Iterable[object], env: dict[str, str], log: Path, **options
         for pipe in filter(None, (popen.stdin, popen.stdout, popen.stderr)):
             with suppress(OSError):
                 pipe.close()
+
+
+def race(children: Iterable[subprocess.Popen[str]]) -> list[str]:
+    """What each of the children printed; they have printed ``ready``, wait for a line, and are let go together.
+
+    What is written to a stderr that is a pipe fails the test.
+    """
+    racers = [(child, child.stdin, child.stdout) for child in children]
+    for _, _, stdout in racers:
+        assert stdout is not None
+        assert stdout.readline() == "ready\n"
+    for _, stdin, _ in racers:
+        assert stdin is not None
+        stdin.write("go\n")
+        stdin.flush()
+    written = [child.communicate(timeout=4 * PATIENCE) for child, _, _ in racers]
+    assert not any(errors for _, errors in written), written
+    return [output for output, _ in written]
 
 
 def kill(pid: int) -> None:
