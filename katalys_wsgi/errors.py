@@ -6,7 +6,8 @@
     ├── ConfigurationError (ValueError)      a setting is missing or makes no sense; raised at start-up only
     ├── InvalidConversion  (ValueError)      an order cannot be reported as it stands; strict only
     ├── InvalidToken       (ValueError)      a visit's token cannot be read; strict only
-    └── OutboxUnavailable  (RuntimeError)    the outbox cannot be written or read
+    ├── OutboxUnavailable  (RuntimeError)    the outbox cannot be written or read
+    └── UnusableConnection (TypeError)       the outbox cannot join the given connection; nothing was written
 
 Each is also the standard exception it resembles, and carries its evidence.
 """
@@ -52,3 +53,7 @@ class InvalidToken(KatalysError, ValueError):
 
 class OutboxUnavailable(KatalysError, RuntimeError):
     """The outbox cannot be written or read; the message says why and what to do."""
+
+
+class UnusableConnection(KatalysError, TypeError):
+    """The outbox cannot join the ``connection=`` that was given, and has written nothing."""
