@@ -19,7 +19,7 @@ from typing import Any
 from . import upkeep
 from .attribution.cookie import ClickCookie
 from .checks import LONGEST_WINDOW
-from .delivery import Drained
+from .delivery.relay import Drained
 from .errors import InvalidConversion, KatalysError, OutboxUnavailable
 from .events import Event
 from .outbox import Entry, Outbox, State
@@ -145,18 +145,16 @@ def _tracker(arguments: argparse.Namespace, hooks: Iterable[Callable[[Event], No
 
 def _deliver(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    stop, wake = threading.Event(), threading.Event()
+    tracker = _tracker(arguments, [_Progress()] if sys.stderr.isatty() else [])
 
     def leave(*_: object) -> None:
-        stop.set()
-        wake.set()
+        tracker.stop()
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    tracker = _tracker(arguments, [_Progress()] if sys.stderr.isatty() else [])
     try:
         if arguments.once:
-            return _report_drained(tracker.drain(stop), as_json=arguments.json)
-        tracker.deliver(stop, wake)
+            return _report_drained(tracker.drain(), as_json=arguments.json)
+        tracker.deliver()
     finally:
         tracker.close()
         for number, handler in before.items():

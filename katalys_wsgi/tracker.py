@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -13,7 +11,6 @@ from datetime import datetime, timezone
 from enum import Enum
 from html import escape
 from traceback import extract_tb
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,16 +19,18 @@ from .attribution.cookie import ClickCookie, SignedText, click_from_payload, cli
 from .attribution.visitor import client_ip, ignores_proxy, is_https, user_agent
 from .conversion.order import Conversion, OrderUpdate
 from .conversion.postback import Kind, Postback
+from .delivery.background import RelayThread
 from .errors import ConfigurationError, InvalidConversion, InvalidToken, OutboxUnavailable
 from .events import Events, Hook
-from .outbox import Added, Receipt, Verdict, open_outbox
+from .outbox import Added, Verdict, open_outbox
 from .process import ForkLock, PerProcess
 from .settings import ENVIRONMENT, PYTHON, Settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from .delivery import Drained, Relay
+    from .delivery.relay import Drained, Relay
+    from .delivery.sender import Sender
 
 #: Seconds that a checkout waits for Katalys, only when the outbox cannot be written.
 DIRECT_DEADLINE = 2.0
@@ -161,7 +160,8 @@ class Tracker:
         self._reports_every_order = self.settings.conversion_type == "offline_conv"
         self._email_key = self.settings.secret_key[0] if self.settings.hash_email else None
         self._relay = PerProcess(self._make_relay)
-        self._thread = PerProcess(lambda: _RelayThread(self._relay))
+        self._thread = PerProcess(lambda: RelayThread(self._make_relay, self._events))
+        self._stopped = False
 
     @classmethod
     def from_environ(
@@ -299,27 +299,43 @@ class Tracker:
         attribute = f' nonce="{escape(nonce)}"' if nonce else ""
         return Html(f'<script type="text/javascript" src="{escape(source)}" async{attribute}></script>')
 
-    def deliver(self, stop: threading.Event, wake: threading.Event | None = None) -> None:
-        """Deliver, in the calling thread, until ``stop`` is set; what ``katalys-wsgi deliver`` does.
+    def deliver(self) -> None:
+        """Deliver, in the calling thread, until :meth:`stop`; what ``katalys-wsgi deliver`` does."""
+        relay = self._relay.get()
+        if self._stopped:  # before there was a relay to stop
+            relay.stop()
+        relay.run()
 
-        :param wake: ends the wait between two looks into the outbox.
-        """
-        self._relay.get().run(stop, wake or threading.Event())
+    def drain(self, at_most: float | None = None) -> Drained:
+        """Deliver what is due, in the calling thread (tests, cron, Celery).
 
-    def drain(self, stop: threading.Event | None = None) -> Drained:
-        """Deliver what is due, in the calling thread (tests, cron).
-
-        :param stop: once set, no further row is begun.
+        :param at_most: seconds after which no further row is begun; 0 begins none, None is no limit.
         :returns: how many rows were ``settled``, ``postponed`` and ``buried``.
         :raises OutboxUnavailable: the outbox cannot be read or written.
         """
-        return self._relay.get().drain(stop)
+        relay = self._relay.get()
+        if self._stopped:
+            relay.stop()
+        return relay.drain(at_most)
+
+    def stop(self) -> None:
+        """Have :meth:`deliver` and :meth:`drain` return once the rows in progress are finished, for good.
+
+        Safe in a signal handler.
+        """
+        self._stopped = True
+        relay = self._relay.peek()
+        if relay is not None:
+            relay.stop()
 
     def close(self) -> None:
         """Stop the delivery thread after the rows in hand, and close connections; the next record starts anew."""
         thread = self._thread.peek()
         if thread is not None:
             thread.stop(self.settings.deadline.total_seconds() + LAST_COMMIT)
+        relay = self._relay.peek()
+        if relay is not None:
+            relay.close()
         self.outbox.close()
 
     def _record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
@@ -393,8 +409,8 @@ class Tracker:
         """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline."""
         if problems:
             return self._lost(postback.order_id, why, postback.key, problems)
-        with closing(_delivery().Sender(self.settings)) as sender:
-            receipt: Receipt = sender.send(postback.payload, deadline=DIRECT_DEADLINE)
+        with closing(_delivery()[1](self.settings)) as sender:
+            receipt = sender.send(postback.payload, deadline=DIRECT_DEADLINE)
         if receipt.verdict is not Verdict.DELIVERED:
             return self._lost(postback.order_id, f"{why} Sending it directly failed too: {receipt.error}", postback.key)
         self._events.emit("conversion_sent_directly", order_id=postback.order_id, reason=why)
@@ -407,54 +423,12 @@ class Tracker:
     # --- delivery ---
 
     def _make_relay(self) -> Relay:
-        relay: Relay = _delivery().Relay(self.outbox, self.settings, events=self._events, clock=self._clock)
-        return relay
+        return _delivery()[0](self.outbox, self.settings, events=self._events, clock=self._clock)
 
     def _start_relay(self) -> None:
         """At any checkout, an affiliate's or not: what a killed process left behind is delivered then."""
         if self.settings.delivery == "thread":
-            if not _threads_run():
-                self._events.emit_once("threads_disabled", advice="set enable-threads, or delivery=external")
-                return
-            if _is_uwsgi_master():
-                return  # a worker's relay delivers it
-            try:
-                self._thread.get().wake()
-            except RuntimeError as fault:  # no more threads, or the interpreter is leaving: the row stays for the next
-                self._events.emit("relay_not_started", reason=fault)
-
-
-class _RelayThread:
-    """The relay of one process, in a daemon thread that starts when there may be something to do."""
-
-    def __init__(self, relay: PerProcess[Relay]) -> None:
-        self._relay = relay
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-
-    def wake(self) -> None:
-        """Start the thread unless it runs, and have it look into the outbox now."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._stop = threading.Event()
-                thread = threading.Thread(target=self._run, args=(self._stop,), name="katalys-relay", daemon=True)
-                thread.start()
-                self._thread = thread
-        self._wake.set()
-
-    def stop(self, patience: float) -> None:
-        """Have the thread finish the rows in hand, and wait for that up to ``patience`` seconds."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-            self._stop.set()
-            self._wake.set()
-        if thread is not None:  # outside the lock: a page may be about to record
-            thread.join(patience)
-
-    def _run(self, stop: threading.Event) -> None:
-        self._relay.get().run(stop, self._wake)
+            self._thread.get().wake()
 
 
 class Html(str):
@@ -486,32 +460,15 @@ _INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
 _loading = ForkLock()
 
 
-def _delivery() -> ModuleType:
-    """The room that loads requests, which the pages otherwise do without.
+def _delivery() -> tuple[type[Relay], type[Sender]]:
+    """The classes that load requests, which the pages otherwise do without.
 
     A child that is born while another thread imports a module can never import it: its lock stays locked.
     """
     with _loading:
-        from . import delivery
-    return delivery
-
-
-def _is_uwsgi_master() -> bool:
-    """Whether uWSGI is still loading the shop; a thread that runs while it forks deadlocks its workers at times."""
-    # https://github.com/unbit/uwsgi/issues/2387
-    uwsgi = sys.modules.get("uwsgi")
-    return uwsgi is not None and not getattr(uwsgi, "worker_id", os.getpid)()
-
-
-_UWSGI_THREADS = ("enable-threads", b"enable-threads", "threads", b"threads")
-
-
-def _threads_run() -> bool:
-    """Whether threads get a turn: uWSGI, unless told otherwise, keeps the interpreter's lock between requests."""
-    uwsgi = sys.modules.get("uwsgi")  # there only inside uWSGI
-    # Values from an ini file are bytes, b"false" included.
-    chosen = [] if uwsgi is None else [value for name, value in uwsgi.opt.items() if name in _UWSGI_THREADS]
-    return uwsgi is None or any(value not in (False, b"false", b"0", "false", "0") for value in chosen)
+        from .delivery.relay import Relay
+        from .delivery.sender import Sender
+    return Relay, Sender
 
 
 def _environ(request: Any) -> WSGIEnvironment:

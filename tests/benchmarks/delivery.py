@@ -12,7 +12,7 @@ from pathlib import Path
 
 import requests
 
-import katalys_wsgi.delivery  # noqa: F401 - else the first drain would be the one to import it
+import katalys_wsgi.delivery.relay  # noqa: F401 - else the first drain would be the one to import it
 from katalys_wsgi import Click, Settings, Tracker
 from katalys_wsgi.conversion.postback import Postback
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
