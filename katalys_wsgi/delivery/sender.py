@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 from datetime import datetime, timezone
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ from ..process import PerProcess
 from ..settings import Settings
 from .policy import judge, retry_after
 from .redaction import scrubbed
-from .transport import hide_addresses, open_pool, remaining, time_limit
+from .transport import keep_from_log, open_pool, remaining, time_limit
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -31,7 +30,6 @@ LONGEST_BODY = 4096
 _ONE_TRY = Retry(total=False, redirect=False)  # the outbox is the one retry loop
 
 
-@cache
 def user_agent() -> str:
     """The value of the User-Agent header: this package and its version, if it is installed as a package."""
     try:
@@ -61,8 +59,7 @@ class Sender:
         if self._wire.content_type:
             self._headers["Content-Type"] = self._wire.content_type
         self._pool: PerProcess[HTTPConnectionPool] = PerProcess(self._make_pool)
-        if self._wire.method == "GET":
-            hide_addresses()
+        keep_from_log(addresses=self._wire.method == "GET")
 
     def send(self, payload: str, *, deadline: float | None = None) -> Receipt:
         """Send ``payload`` once; never raises.

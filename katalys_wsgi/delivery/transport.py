@@ -30,7 +30,7 @@ from urllib3.util import make_headers, parse_url
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["hide_addresses", "open_pool", "remaining", "time_limit"]
+__all__ = ["keep_from_log", "open_pool", "remaining", "time_limit"]
 
 # A read timeout "is not a time limit on the entire response download": it starts anew with every byte, so a server
 # that drips can hold a connection for hours. https://requests.readthedocs.io/en/latest/user/quickstart/#timeouts
@@ -154,12 +154,15 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-def hide_addresses() -> None:
-    """From now on urllib3 logs nothing of an attempt: over GET an address holds the buyer's data.
+def keep_from_log(*, addresses: bool) -> None:
+    """From now on urllib3 logs no personal data of an attempt; doing this twice changes nothing.
 
-    Its log of other requests of the process stays as it is. Doing this twice changes nothing.
+    Its log of other requests of the process stays as it is.
+
+    :param addresses: log no address, which over GET holds the buyer's data. In any case no header that cannot be
+        parsed is logged, for it may repeat what was sent.
     """
-    for name in ("connection", "connectionpool", "util.retry"):
+    for name in ("connection", *(("connectionpool", "util.retry") if addresses else ())):
         logging.getLogger(f"urllib3.{name}").addFilter(_is_no_attempt)
 
 
