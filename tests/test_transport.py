@@ -117,6 +117,7 @@ class TestInterimAnswers:
         assert first.verdict is Verdict.DELIVERED
         assert (second.verdict, second.status) == (Verdict.RETRY, 503)
 
+
 class TestDeadline:
     """A read timeout starts anew with every byte; the deadline does not."""
 
@@ -147,6 +148,25 @@ class TestDeadline:
 
         assert receipt.verdict is Verdict.RETRY
         assert watch.seconds < 1.3
+
+    @pytest.mark.parametrize(
+        "behaviour",
+        [
+            pytest.param(Misbehaviour.hang(), id="hang"),
+            pytest.param(Misbehaviour.drip_headers(0.05), id="dripping header"),
+            pytest.param(Misbehaviour.drip_body(0.05), id="dripping body"),
+            pytest.param(Misbehaviour.drip_body(0.05, status=503), id="dripping error"),
+        ],
+    )
+    def test_the_deadline_holds_whatever_drips(self, sandbox: Sandbox, sender: Sender, behaviour: Misbehaviour) -> None:
+        """A read timeout starts anew with every byte."""
+        sandbox.collector.misbehave(behaviour, times=1)
+        with Stopwatch() as watch:
+            receipt = sender.send(PAYLOAD)
+
+        assert receipt.verdict is Verdict.RETRY
+        assert 0.3 < watch.seconds < 1.4
+        assert sender.send(PAYLOAD).verdict is Verdict.DELIVERED
 
     def test_a_server_that_never_ends_its_tls_handshake(self, peer: MakePeer, make_sender: MakeSender) -> None:
         katalys = peer()
