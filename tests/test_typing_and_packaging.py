@@ -100,8 +100,8 @@ def test_every_file_that_is_no_module_is_shipped() -> None:
 
 
 def test_the_version_is_told_in_one_way() -> None:
-    from katalys_wsgi.delivery import USER_AGENT  # loads requests
+    from katalys_wsgi.delivery.sender import user_agent  # loads requests
 
     (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
 
-    assert f"katalys-wsgi/{version} " in USER_AGENT
+    assert user_agent() == f"katalys-wsgi/{version}"
