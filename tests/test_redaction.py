@@ -45,7 +45,7 @@ def test_what_is_kept_is_short() -> None:
 
 
 @pytest.mark.parametrize("payload", ["", "{", "[]", "5"])
-def test_nothing_is_kept_when_nobody_can_say_what_was_sent(payload: str) -> None:
+def test_nothing_is_kept_when_it_is_unknown_what_was_sent(payload: str) -> None:
     assert scrubbed("whatever it says", payload) == ""
 
 

@@ -220,7 +220,7 @@ class TestBrokenAnswers:
         assert "reset" in (receipt.error or "").lower()
         assert sender.send(PAYLOAD).verdict is Verdict.DELIVERED
 
-    def test_nobody_listens(self, sandbox: Sandbox, sender: Sender) -> None:
+    def test_a_port_where_no_server_listens(self, sandbox: Sandbox, sender: Sender) -> None:
         sandbox.stop()
 
         receipt = sender.send(PAYLOAD)

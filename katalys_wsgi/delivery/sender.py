@@ -1,4 +1,8 @@
-"""One attempt to deliver a message to Katalys, and what came of it."""
+"""One attempt to deliver a message to Katalys, and what came of it.
+
+The relay calls it over and over; a checkout whose outbox cannot be written calls it once. Whether and when to try
+again is decided elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +68,11 @@ class Sender:
     def send(self, payload: str, *, deadline: float | None = None) -> Receipt:
         """Send ``payload`` once; never raises.
 
-        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once.
+        :param payload: the message as JSON, as it stands in the outbox; it is encoded as the setting wire says.
+        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once. Looking up
+            the host's name is the one thing that it cannot cut short.
+        :returns: what the answer means; RETRY without a status when there was none. Its error is one line without
+            personal data.
         """
         try:
             message = self._wire.encode(payload)
@@ -87,6 +95,10 @@ class Sender:
                 return Receipt(Verdict.RETRY, error=scrubbed(_described(error), payload))
 
     def _exchange(self, message: bytes, payload: str) -> Receipt:
+        """Send the encoded ``message`` and read the answer.
+
+        :raises Exception: whatever urllib3 raises, and TimeoutError at the deadline.
+        """
         limit = remaining()
         posts = self._wire.method == "POST"
         response = self._pool.get().urlopen(
@@ -107,6 +119,7 @@ class Sender:
         return self._receipt(response, body, payload)
 
     def _receipt(self, response: BaseHTTPResponse, body: bytes, payload: str) -> Receipt:
+        """What an answer means, with its first words for the operator unless it is a 204."""
         status = response.status
         verdict = judge(status)
         if verdict is Verdict.DELIVERED:
@@ -120,7 +133,11 @@ class Sender:
 
 
 def _described(error: BaseException) -> str:
-    """The root of an error in a few words: urllib3's own repeat the whole address, over GET with its query."""
+    """The root of an error in a few words: urllib3's own repeat the whole address, over GET with its query.
+
+    :returns: the type of ``error`` and what the system says of its root, such as "NewConnectionError: Connection
+        refused"; for a certificate, why it is not trusted.
+    """
     root = error
     while root.__cause__ or root.__context__:
         root = root.__cause__ or root.__context__  # type: ignore[assignment] # checked one line above

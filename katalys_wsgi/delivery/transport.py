@@ -81,12 +81,14 @@ def open_pool(url: str, *, size: int) -> HTTPConnectionPool:
 
 
 def _through(proxy: str, options: dict[str, Any]) -> ProxyManager:
+    """A manager of pools through ``proxy``, an address or host:port, with its user and password if it has any."""
     address = parse_url(proxy if "://" in proxy else f"http://{proxy}")
     headers = make_headers(proxy_basic_auth=unquote(address.auth)) if address.auth else None
     return ProxyManager(address.url, proxy_headers=headers, **options)
 
 
 def _with_our_pools(manager: PoolManager) -> PoolManager:
+    """The same manager, making pools whose connections keep the deadline."""
     manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     return manager
 

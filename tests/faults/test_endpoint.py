@@ -33,7 +33,7 @@ MakeTracker = Callable[..., Tracker]
 #: What a server does with a connection.
 Talk = Callable[[socket.socket], object]
 
-#: Where nobody answers: yields a port.
+#: Where no server answers: yields a port.
 Place = Callable[[], Iterator[int]]
 
 #: The status table of the documentation, spelled out once more.
