@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-from katalys_wsgi import Conversion
+from katalys_wsgi import Click, Conversion
+from katalys_wsgi.conversion.postback import Postback
 
 SITE_ID = "KA-1A2B3C4"
 SECRET = "kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2"
@@ -39,6 +40,18 @@ def make_conversion(order_id: str = "1001", **changes: Any) -> Conversion:
         "discounts": ["SPRING"],
     }
     return Conversion(**{**fields, **changes})
+
+
+def make_postback(order_id: str = "1001") -> Postback:
+    """The message about the order that tests buy."""
+    return Postback.from_conversion(
+        make_conversion(order_id),
+        site_id=SITE_ID,
+        conversion_type="force_convert",
+        click=Click("1234abcd", "1234", "5678", datetime(2026, 11, 22, tzinfo=timezone.utc)),
+        client_ip=BUYER_IP,
+        user_agent=BUYER_AGENT,
+    )
 
 
 def make_environ(query: str = "", *, cookie: str | None = None, **changes: Any) -> dict[str, Any]:

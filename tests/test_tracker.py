@@ -1055,19 +1055,25 @@ class TestDeliveryThread:
 class TestDeliver:
     def test_it_delivers_until_it_is_stopped(self, tracker, sandbox):
         """What ``katalys-wsgi deliver`` does."""
-        stop, wake = threading.Event(), threading.Event()
-        thread = threading.Thread(target=tracker.deliver, args=(stop, wake))
+        thread = threading.Thread(target=tracker.deliver)
         thread.start()
         try:
             arrive(tracker).record(make_conversion())
-            wake.set()
             assert len(sandbox.collector.wait_for(1)) == 1
         finally:
-            stop.set()
-            wake.set()
+            tracker.stop()
             thread.join(5)
 
         assert not thread.is_alive()
+
+    def test_a_stop_before_it_began_counts(self, tracker, sandbox):
+        """A signal may come while the process is still starting."""
+        arrive(tracker).record(make_conversion())
+        tracker.stop()
+        tracker.deliver()
+
+        assert tracker.drain().settled == 0
+        assert sandbox.collector.received == ()
 
 
 def test_the_sandbox_is_all_that_was_reached(sandbox: Sandbox, tracker: Tracker) -> None:
