@@ -9,17 +9,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from enum import Enum
 from html import escape
 from traceback import extract_tb
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .attribution.click import MARKER, Click
+from .attribution.arrival import ArrivalReader
+from .attribution.click import Click
 from .attribution.cookie import ClickCookie, SignedText, click_from_payload, click_payload
-from .attribution.visitor import client_ip, ignores_proxy, is_https, user_agent
 from .conversion.order import Conversion, OrderUpdate
 from .conversion.postback import Kind, Postback
 from .errors import ConfigurationError, InvalidConversion, InvalidToken, OutboxUnavailable
@@ -69,14 +68,6 @@ class Record:
     key: str | None = None
     problems: tuple[str, ...] = ()
     reason: str = ""
-
-
-class _Arrival(NamedTuple):
-    """What a request says about a click."""
-
-    click: Click | None
-    is_new: bool
-    refused: bool = False  # there is a click, and no consent to use it
 
 
 class Visit:
@@ -149,15 +140,24 @@ class Tracker:
         self._events = Events(hooks)
         self.outbox: Any = open_outbox(self.settings.outbox, clock=clock, events=self._events)
         self._clock = clock
-        self._cookie = ClickCookie(
-            self.settings.secret_key,
-            window=self.settings.attribution_window,
-            name=self.settings.cookie_name,
-            domain=self.settings.cookie_domain,
+        self._arrivals = ArrivalReader(
+            ClickCookie(
+                self.settings.secret_key,
+                window=self.settings.attribution_window,
+                name=self.settings.cookie_name,
+                domain=self.settings.cookie_domain,
+                events=self._events,
+            ),
+            clock=clock,
+            events=self._events,
+            sources=self.settings.sources,
+            attribution=self.settings.attribution,
+            consent=self.settings.consent,
+            reports_every_order=self.settings.conversion_type == "offline_conv",
+            trusted_proxies=self.settings.trusted_proxies,
+            cookie_secure=self.settings.cookie_secure,
         )
         self._tokens = SignedText(self.settings.secret_key, TOKEN_SALT)
-        self._arrival_key = f"katalys_wsgi.arrival.{self.settings.cookie_name}"
-        self._cookie_key = f"katalys_wsgi.cookie.{self.settings.cookie_name}"
         self._reports_every_order = self.settings.conversion_type == "offline_conv"
         self._email_key = self.settings.secret_key[0] if self.settings.hash_email else None
         self._relay = PerProcess(self._make_relay)
@@ -190,20 +190,12 @@ class Tracker:
         :param request: a WSGI environ, or any object with ``.environ`` (Flask, WebOb, Pyramid, Bottle) or ``.META``.
         """
         environ = _environ(request)
-        arrival = self._arrival(environ)
-        proxies = self.settings.trusted_proxies
-        self._warn_of_proxy(environ)
-        return Visit(self, arrival.click, client_ip(environ, proxies), user_agent(environ), refused=arrival.refused)
+        arrival, visitor = self._arrivals.arrival(environ), self._arrivals.visitor(environ)
+        return Visit(self, arrival.click, visitor.client_ip, visitor.user_agent, refused=arrival.refused)
 
     def set_cookie_for(self, environ: WSGIEnvironment) -> str | None:
         """The value of the ``Set-Cookie`` header that the answer to this request needs, None for almost every one."""
-        if self._cookie_key in environ:
-            return None  # wrapped twice
-        arrival = self._arrival(environ)
-        if not arrival.is_new or arrival.click is None:
-            return None
-        environ[self._cookie_key] = True
-        return self._cookie.set_cookie(arrival.click, secure=self._is_secure(environ))
+        return self._arrivals.set_cookie_for(environ)
 
     def resume(self, token: str) -> Visit:
         """The visit of which ``token`` was made, in another request, process or week: payment webhooks, returns.
@@ -224,58 +216,6 @@ class Tracker:
                 ) from None
             self._events.emit("token_unreadable", reason=fault)
             return Visit(self, None, None, "")
-
-    def _arrival(self, environ: WSGIEnvironment) -> _Arrival:
-        arrival = environ.get(self._arrival_key)
-        if arrival is None:
-            arrival = environ[self._arrival_key] = self._arrive(environ)
-        return arrival
-
-    def _arrive(self, environ: WSGIEnvironment) -> _Arrival:
-        now = datetime.fromtimestamp(self._clock(), timezone.utc)
-        stored = self._cookie.read(environ.get("HTTP_COOKIE", ""), now)
-        new = self._new_click(environ, stored, now)
-        if (stored or new or self._reports_every_order) and not self._has_consent(environ):
-            return _Arrival(None, is_new=False, refused=True)
-        if new is not None and new.replaces(stored, self.settings.attribution):
-            return _Arrival(new, is_new=True)
-        return _Arrival(stored, is_new=False)
-
-    def _new_click(self, environ: WSGIEnvironment, stored: Click | None, now: datetime) -> Click | None:
-        # Where a browser says what it loads, only a page counts: a hidden image or frame is cookie stuffing.
-        if environ.get("HTTP_SEC_FETCH_DEST", "document") != "document":
-            return None
-        sources = self.settings.sources
-        if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
-            click = Click.from_query(environ.get("QUERY_STRING", ""), now=now, sources=sources)
-            if click is not None:
-                return click
-        # A landing page out of a cache, or one before consent, is only seen as the Referer of the next page.
-        if stored is None and MARKER in environ.get("HTTP_REFERER", ""):
-            return Click.from_query(_own_referer_query(environ), now=now, sources=sources)
-        return None
-
-    def _has_consent(self, environ: WSGIEnvironment) -> bool:
-        if self.settings.consent is None:
-            return True
-        try:
-            return bool(self.settings.consent(environ))
-        except Exception as fault:  # noqa: BLE001 - the shop's function must not break the shop's page
-            self._events.emit("consent_failed", reason=type(fault).__name__)
-            return False
-
-    def _is_secure(self, environ: WSGIEnvironment) -> bool:
-        if isinstance(self.settings.cookie_secure, bool):
-            return self.settings.cookie_secure
-        self._warn_of_proxy(environ)
-        return is_https(environ, self.settings.trusted_proxies)
-
-    def _warn_of_proxy(self, environ: WSGIEnvironment) -> None:
-        header = ignores_proxy(environ, self.settings.trusted_proxies)
-        if header is not None:
-            self._events.emit_once(
-                "proxy_ignored", header=header, advice="set trusted_proxies to the number of proxies"
-            )
 
     # --- recording ---
 
@@ -523,13 +463,3 @@ def _environ(request: Any) -> WSGIEnvironment:
             f"{type(request).__name__} is no request; give the WSGI environ, or an object with .environ or .META"
         )
     return environ  # type: ignore[no-any-return] # whatever the framework keeps there
-
-
-def _own_referer_query(environ: WSGIEnvironment) -> str:
-    """The query of the Referer if it is a page of the very host that is asked, else an empty text."""
-    try:
-        referer = urlsplit(environ["HTTP_REFERER"])
-        own = urlsplit("//" + environ.get("HTTP_HOST", ""))
-        return referer.query if referer.hostname and referer.hostname == own.hostname else ""
-    except ValueError:
-        return ""

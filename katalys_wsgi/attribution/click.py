@@ -1,6 +1,6 @@
-"""A click: a shopper's arrival through an affiliate's link.
+"""A click: what makes one, how long it counts, and which of two wins.
 
-What makes one, how long it counts, and which of two wins. The clock is the caller's.
+A click is a shopper's arrival through an affiliate's link. Nothing here reads a clock: the caller says what time it is.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import unquote_plus
 
-#: In the query of every Katalys link (``transaction_id=``, ``publisher_id=``), and in few others.
+__all__ = ["CLOCK_SKEW", "LONGEST_QUERY", "MARKER", "MOST_PARAMETERS", "RENEWAL", "Click"]
+
+#: Part of every Katalys link's query (``transaction_id=``, ``publisher_id=``) and of few others: a request without it
+#: in its query and its Referer brings no click, and need not be looked at any further.
 MARKER = "_id="
 
-#: A query is looked at no further: a click's own parameters take less than 1 KiB.
+#: Characters of a query that are read; a click's own parameters take less than 1 KiB.
 LONGEST_QUERY = 8192
+
+#: A query of more parameters than this brings no click.
 MOST_PARAMETERS = 100
 
-#: Clocks of two hosts differ; a click dated up to this far ahead still counts.
+#: Clocks of two hosts differ: a click that is dated up to this far ahead still counts.
 CLOCK_SKEW = timedelta(seconds=300)
 
-#: Without a transaction_id two clicks of one pair look alike; after this they are two.
+#: Without a transaction_id a second click looks like a refreshed page; after this time it counts as a new one.
 RENEWAL = timedelta(minutes=30)
 
 _is_id = re.compile(r"[A-Za-z0-9._~:-]{1,128}", re.ASCII).fullmatch
@@ -34,14 +39,21 @@ _NAMES = {
     "publisher_id": "aff_id",
     "aff_id": "aff_id",
 }
-_IDS = ("transaction_id", "offer_id", "aff_id")
+# HTML mail that escapes a link twice leaves names such as amp;transaction_id; they count too.
+_NAMES |= {f"amp;{name}": meaning for name, meaning in _NAMES.items()}
 
 
 @dataclass(frozen=True)
 class Click:
-    """Who sent the shopper. Either ``transaction_id``, or ``offer_id`` and ``aff_id``, or all three are set.
+    """The ids of the link that brought the shopper, and when.
 
-    The ids are opaque, case-sensitive texts. ``clicked_at`` is aware.
+    Set are either ``transaction_id``, or ``offer_id`` and ``aff_id``, or all three ("Initial Requirements" in
+    Katalys' Server-to-Server Implementation). The ids are opaque, case-sensitive strings.
+
+    :param transaction_id: Katalys' id of this very click.
+    :param offer_id: Katalys' id of the program.
+    :param aff_id: Katalys' id of the affiliate, ``publisher_id`` in the link.
+    :param clicked_at: the time of the landing request, aware.
     """
 
     transaction_id: str | None
@@ -51,8 +63,9 @@ class Click:
 
     @classmethod
     def from_query(cls, query: str, *, now: datetime, sources: Collection[str]) -> Click | None:
-        """The click in a link's query string, or None; a stranger's bytes never raise.
+        """The click of a link; None when the link is not one of Katalys'. No query whatever raises.
 
+        :param query: the link's query string, as in the environ's ``QUERY_STRING``.
         :param now: the time of the request, aware.
         :param sources: accepted values of utm_source in lower case; empty accepts any link with offer and publisher.
         """
@@ -61,7 +74,7 @@ class Click:
         found = _parameters(query)
         if found is None or (sources and found.pop("utm_source", "").lower() not in sources):
             return None
-        ids = transaction_id, offer_id, aff_id = [found.get(name) for name in _IDS]
+        ids = transaction_id, offer_id, aff_id = found.get("transaction_id"), found.get("offer_id"), found.get("aff_id")
         if not ((transaction_id and sources) or (offer_id and aff_id)):
             return None
         if not all(map(_is_id, filter(None, ids))):
@@ -69,37 +82,42 @@ class Click:
         return cls(transaction_id, offer_id, aff_id, now)
 
     def is_current(self, now: datetime, window: timedelta) -> bool:
-        """Whether the click still counts at ``now``: not older than ``window``, not from the future."""
+        """Whether the click counts at ``now``: not older than ``window``, and not from the future.
+
+        :param now: aware.
+        :param window: the attribution window.
+        """
         return -CLOCK_SKEW <= now - self.clicked_at <= window
 
     def repeats(self, earlier: Click) -> bool:
-        """Whether this is ``earlier`` again: a refreshed page, a link opened twice."""
+        """Whether this is ``earlier`` again: a refreshed page, or a link that was opened twice."""
         if self.transaction_id or earlier.transaction_id:
             return self.transaction_id == earlier.transaction_id
         same_pair = (self.offer_id, self.aff_id) == (earlier.offer_id, earlier.aff_id)
         return same_pair and self.clicked_at - earlier.clicked_at < RENEWAL
 
     def replaces(self, stored: Click | None, attribution: str) -> bool:
-        """Whether this new click is kept instead of the valid one that is stored."""
+        """Whether this new click is kept in place of the one that is stored.
+
+        :param stored: the stored click if it still counts, else None.
+        :param attribution: the setting, ``"last-click"`` or ``"first-click"``.
+        """
         return stored is None or (attribution == "last-click" and not self.repeats(stored))
 
 
 def _parameters(query: str) -> dict[str, str] | None:
-    """The parameters that matter, or None when they contradict each other or cannot be read.
-
-    HTML mail that escapes a link twice leaves names such as ``amp;transaction_id``; they count too.
-    """
+    """The parameters of a click; None when they contradict each other or there are too many of them."""
     if len(query) > LONGEST_QUERY:
         query = query[:LONGEST_QUERY].rpartition("&")[0]  # half a value would be a wrong one
     fields = query.split("&", MOST_PARAMETERS)
     if len(fields) > MOST_PARAMETERS:
         return None
     found: dict[str, str] = {}
-    for field in fields:  # as parse_qsl does, but most of a link is plain, and half of it is for others
+    for field in fields:  # not parse_qsl: most of a link is plain, and half of it is meant for others
         key, _, value = field.partition("=")
         if "%" in field or "+" in field:
             key, value = unquote_plus(key, errors="replace"), unquote_plus(value, errors="replace")
-        name = _NAMES.get(key.removeprefix("amp;"))
+        name = _NAMES.get(key)
         if name and value and found.setdefault(name, value) != value:
             return None
     return found

@@ -1,7 +1,7 @@
-"""The click between two requests: signed text, and the ``Set-Cookie`` header around it.
+"""The cookie that keeps a click between two requests, and the signed strings it is made of.
 
 The format is frozen from 0.1 on: itsdangerous' ``URLSafeSerializer`` with HMAC derivation, SHA-256 and a salt
-that names its version. The only room that imports itsdangerous and ``webob.cookies``.
+that names its version. No other module imports itsdangerous or ``webob.cookies``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from itsdangerous import BadData, Signer, URLSafeSerializer
+from itsdangerous import BadData, BadSignature, Signer, URLSafeSerializer
 from itsdangerous.encoding import base64_encode
 from itsdangerous.signer import SigningAlgorithm
 
-from ..events import log
+from ..events import Events
 from .click import Click
 
 with warnings.catch_warnings():
@@ -27,14 +27,21 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from webob.cookies import make_cookie
 
-#: The version inside the payload; a reader that meets another one sees no click.
+__all__ = [
+    "LONGEST_VALUE", "MOST_CANDIDATES", "VERSION", "WORTH_COMPRESSING", "ClickCookie", "SignedText",
+    "click_from_payload", "click_payload",
+]  # fmt: skip
+
+#: The version inside the payload; a payload of another version is not read as a click.
 VERSION = 1
 
-#: Candidates of one name that are tried in a request; a browser sends one, rarely two (two domains, two paths).
+#: How many cookies of our name are tried in a request; a browser sends one, rarely two (two domains, two paths).
 MOST_CANDIDATES = 8
+
+#: Characters; browsers keep at most 4096 bytes of a cookie (RFC 6265 §6.1).
 LONGEST_VALUE = 4096
 
-#: Characters of JSON; what is shorter is not compressed.
+#: Characters of JSON from which on compressing is tried.
 WORTH_COMPRESSING = 256
 
 _compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -42,7 +49,7 @@ _is_signed_text = re.compile(r"[A-Za-z0-9._-]+", re.ASCII).fullmatch
 
 
 class _PreparedHmac(SigningAlgorithm):
-    """HMAC-SHA-256 as itsdangerous computes it, with the key's part of the work done once instead of once a call."""
+    """HMAC-SHA-256 as itsdangerous computes it, with the part that depends on the key alone done only once."""
 
     def __init__(self, keys: Iterable[bytes]) -> None:
         self._prepared = {key: hmac.new(key, digestmod=hashlib.sha256) for key in keys}
@@ -54,7 +61,7 @@ class _PreparedHmac(SigningAlgorithm):
 
 
 class _Signer(Signer):
-    """itsdangerous' signer with its keys derived once."""
+    """itsdangerous' signer, with its keys derived only once."""
 
     def __init__(self, keys: Sequence[str], salt: str) -> None:
         super().__init__(list(keys), salt=salt, digest_method=hashlib.sha256, key_derivation="hmac")
@@ -68,45 +75,51 @@ class _Signer(Signer):
 
 
 class SignedText:
-    """Small JSON values as URL-safe texts that nobody without the key can write.
+    """Writes small JSON values as URL-safe strings that nobody can write without the key, and reads them.
 
-    :param keys: oldest first; the last one signs, every one is accepted.
-    :param salt: the use of the text: a text signed for one use is refused for every other.
+    :param keys: secret keys, oldest first; the last one signs, every one is accepted.
+    :param salt: names the use; a string that was signed for another use is refused.
     """
 
     def __init__(self, keys: Sequence[str], salt: str) -> None:
-        self._serializer = URLSafeSerializer(list(keys), salt=salt)  # for its payloads; the signer is ours
+        self._serializer = URLSafeSerializer(list(keys), salt=salt)  # for its payloads: the signer is ours
         self._signer = _Signer(keys, salt)
 
     def dumps(self, value: object) -> str:
-        """``value`` as signed text."""
+        """``value``, which JSON must be able to hold, as a signed string."""
         return self._signer.sign(self._payload(value)).decode("ascii")
 
     def loads(self, text: str) -> Any:
-        """The value of a signed text.
+        """The value of a signed string.
 
-        :raises ValueError: the text was altered, cut short or signed with an unknown key.
+        :raises ValueError: it was altered, cut short or signed with an unknown key. The message repeats none of it.
         """
         if not _is_signed_text(text):
-            raise ValueError("not a signed text")
+            raise ValueError("not a signed string")
         try:
             return self._serializer.load_payload(self._signer.unsign(text))
-        except BadData as fault:
-            raise ValueError(str(fault)) from None
+        except BadSignature:
+            raise ValueError("the signature does not match") from None
+        except BadData:
+            raise ValueError("the signed payload cannot be read") from None
 
     def _payload(self, value: object) -> bytes:
         text = _compact_json(value)
-        # URLSafeSerializer always tries zlib: in vain for a text as short as a click's, for half of the time.
+        # URLSafeSerializer always tries zlib: half of the time, and in vain for a string as short as a click's.
         return base64_encode(text) if len(text) < WORTH_COMPRESSING else self._serializer.dump_payload(value)
 
 
 class ClickCookie:
     """Reads the click from a ``Cookie`` header and writes it as a ``Set-Cookie`` value.
 
-    :param keys: secret keys, oldest first.
+    :param keys: secret keys, oldest first; the last one signs, every one is accepted.
     :param window: how long a click counts; also the cookie's Max-Age.
+    :param name: the cookie's name.
+    :param domain: its Domain attribute; None leaves it to the very host that sets it.
+    :param events: where ``cookie_unreadable`` is emitted; None emits nothing.
     """
 
+    #: The salt of its signature.
     SALT = "katalys_wsgi.click.v1"
 
     def __init__(
@@ -116,9 +129,11 @@ class ClickCookie:
         window: timedelta,
         name: str = "katalys_click",
         domain: str | None = None,
+        events: Events | None = None,
     ) -> None:
         self._signed = SignedText(keys, self.SALT)
-        self._name = name
+        self._events = events
+        self.name = name
         self._prefix = name + "="
         self._window = window
         # WebOb's max_age= would add an Expires by utcnow(), deprecated since Python 3.12.
@@ -129,15 +144,27 @@ class ClickCookie:
         }  # fmt: skip
 
     def read(self, header: str, now: datetime) -> Click | None:
-        """The newest valid click in a ``Cookie`` header; None when there is none that counts at ``now``."""
+        """The newest click in a ``Cookie`` header that counts at ``now``; None without one. No header whatever raises.
+
+        :param header: the whole header, with all the cookies of other vendors.
+        :param now: the time of the request, aware.
+        """
         if self._prefix not in header:
             return None
-        clicks = [click for click in map(self._load_or_none, self._candidates(header)) if click is not None]
-        current = [click for click in clicks if click.is_current(now, self._window)]
-        return max(current, key=lambda click: click.clicked_at, default=None)
+        newest: Click | None = None
+        for value in self._candidates(header):
+            click = self._load_or_none(value)
+            if click is None or not click.is_current(now, self._window):
+                continue
+            if newest is None or click.clicked_at > newest.clicked_at:
+                newest = click
+        return newest
 
     def set_cookie(self, click: Click, *, secure: bool) -> str:
-        """The value of the ``Set-Cookie`` header that keeps ``click``."""
+        """The value of the ``Set-Cookie`` header that keeps ``click``.
+
+        :param secure: whether the browser may send it over https only.
+        """
         return self._prefix + self.dumps(click) + self._attributes[secure]
 
     def dumps(self, click: Click) -> str:
@@ -145,17 +172,18 @@ class ClickCookie:
         return self._signed.dumps(click_payload(click))
 
     def loads(self, value: str) -> Click:
-        """The click of a cookie's value, however old.
+        """The click of a cookie's value, however old it is.
 
-        :raises ValueError: it was altered, or signed with an unknown key, or is of another version.
+        :raises ValueError: it was altered or signed with an unknown key, or is of another version.
         """
         return click_from_payload(self._signed.loads(value))
 
     def _load_or_none(self, value: str) -> Click | None:
         try:
             return self.loads(value)
-        except ValueError as fault:
-            log.debug("katalys_wsgi.cookie_unreadable reason=%s", type(fault).__name__)
+        except ValueError as error:
+            if self._events is not None:
+                self._events.emit("cookie_unreadable", reason=error)
             return None
 
     def _candidates(self, header: str) -> Iterator[str]:
@@ -164,26 +192,26 @@ class ClickCookie:
         found = 0
         for part in header.replace(",", ";").split(";"):
             name, _, value = part.strip().partition("=")
-            if name == self._name and len(value) <= LONGEST_VALUE and found < MOST_CANDIDATES:
+            if name == self.name and len(value) <= LONGEST_VALUE and found < MOST_CANDIDATES:
                 found += 1
                 yield value.strip('"')
 
 
 def click_payload(click: Click) -> list[object]:
-    """A click as a short JSON list: version, the three ids, seconds since 1970."""
+    """A click as a short list that JSON can hold: version, the three ids, seconds since 1970."""
     return [VERSION, click.transaction_id, click.offer_id, click.aff_id, int(click.clicked_at.timestamp())]
 
 
 def click_from_payload(payload: Any) -> Click:
-    """The click of such a list.
+    """The click of a list that :func:`click_payload` made.
 
-    :raises ValueError: the list is of another version or shape.
+    :raises ValueError: the list is of another version or shape, or its time is impossible.
     """
     match payload:
         case [version, transaction_id, offer_id, aff_id, int(seconds)] if version == VERSION:
             try:
                 return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc))
-            except (OverflowError, OSError):
-                raise ValueError("a payload with an impossible time") from None
+            except (OverflowError, OSError, ValueError):
+                raise ValueError("the payload has an impossible time") from None
         case _:
-            raise ValueError("a payload of another version")
+            raise ValueError("the payload is of another version")

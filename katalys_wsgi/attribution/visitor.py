@@ -1,59 +1,86 @@
-"""Who is asking: the buyer's address, user agent and scheme, as the WSGI server and trusted proxies tell them."""
+"""The visitor: address, user agent, scheme and host of a request, believed only as far as they can be trusted."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+__all__ = ["LONGEST_USER_AGENT", "Environ", "Visitor"]
+
+#: A WSGI environ that is only read.
 Environ = Mapping[str, Any]
 
-#: Longer user agents are cut: they are sent with every conversion and stored with every token.
+#: Longer user agents are cut, in characters: they are sent with every conversion and stored with every token.
 LONGEST_USER_AGENT = 1024
 
 
-def client_ip(environ: Environ, trusted_proxies: int = 0) -> str | None:
-    """The visitor's IP address, or None when it cannot be told for sure.
+class Visitor(NamedTuple):
+    """Who sends a request. Each attribute is read from the environ when it is asked for; none of them ever raises.
 
-    Without proxies it is the peer of the connection. With ``trusted_proxies=N`` it is the N-th entry of
-    X-Forwarded-For from the right: each proxy appends the address it was called from, and everything further
-    left is the visitor's own invention.
+    :param environ: the WSGI environ of the request.
+    :param trusted_proxies: how many proxies in front of the shop append to X-Forwarded-For. Without any, no
+        X-Forwarded header is believed: every visitor can send one.
     """
-    if not trusted_proxies:
-        return _address(environ.get("REMOTE_ADDR"))
-    entries = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    return _address(entries[-trusted_proxies]) if len(entries) >= trusted_proxies else None
 
+    environ: Environ
+    trusted_proxies: int = 0
 
-def user_agent(environ: Environ) -> str:
-    """The User-Agent header as text, empty when there is none."""
-    # PEP 3333 hands headers over as Latin-1; most that are not ASCII were meant as UTF-8.
-    raw = environ.get("HTTP_USER_AGENT", "")
-    return str(raw).encode("latin-1", "replace").decode("utf-8", "replace")[:LONGEST_USER_AGENT].strip()
+    def __repr__(self) -> str:
+        return f"Visitor(trusted_proxies={self.trusted_proxies})"  # an environ is full of personal data
 
+    @property
+    def client_ip(self) -> str | None:
+        """The IP address in its plain form, without port, brackets and zone; None when it cannot be known for sure.
 
-def is_https(environ: Environ, trusted_proxies: int = 0) -> bool:
-    """Whether the visitor's own connection is encrypted; X-Forwarded-Proto counts behind trusted proxies only."""
-    forwarded = _forwarded_proto(environ, trusted_proxies)
-    scheme = forwarded if trusted_proxies and forwarded else environ.get("wsgi.url_scheme")
-    return scheme == "https"
+        Without proxies it is the peer of the connection. With N of them it is the N-th entry of X-Forwarded-For
+        from the right: each proxy appends the address that called it, and what stands further left is whatever the
+        visitor wrote there.
+        """
+        if not self.trusted_proxies:
+            return _address(self.environ.get("REMOTE_ADDR"))
+        entries = self.environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+        return _address(entries[-self.trusted_proxies]) if len(entries) >= self.trusted_proxies else None
 
+    @property
+    def user_agent(self) -> str:
+        """The User-Agent header, at most :data:`LONGEST_USER_AGENT` characters; empty when there is none."""
+        # PEP 3333 hands headers over as Latin-1; most that are not ASCII were meant as UTF-8.
+        raw = self.environ.get("HTTP_USER_AGENT", "")
+        return str(raw).encode("latin-1", "replace").decode("utf-8", "replace")[:LONGEST_USER_AGENT].strip()
 
-def ignores_proxy(environ: Environ, trusted_proxies: int = 0) -> str | None:
-    """The header by which an unannounced proxy shows itself, None when all is as configured."""
-    if trusted_proxies:
-        return None
-    if _forwarded_proto(environ) == "https" and environ.get("wsgi.url_scheme") != "https":
-        return "X-Forwarded-Proto"
-    return "X-Forwarded-For" if "HTTP_X_FORWARDED_FOR" in environ and _is_internal(environ) else None
+    @property
+    def is_https(self) -> bool:
+        """Whether the visitor's own connection is encrypted."""
+        forwarded = _forwarded_proto(self.environ, self.trusted_proxies) if self.trusted_proxies else ""
+        return (forwarded or self.environ.get("wsgi.url_scheme")) == "https"
+
+    @property
+    def host(self) -> str | None:
+        """The host that was asked for, in lower case and without port; None when the request names none."""
+        try:
+            return urlsplit(f"//{self.environ.get('HTTP_HOST', '')}").hostname
+        except ValueError:
+            return None
+
+    @property
+    def ignored_header(self) -> str | None:
+        """The header by which a proxy shows itself that ``trusted_proxies`` does not count; None when there is none."""
+        if self.trusted_proxies:
+            return None
+        environ = self.environ
+        if environ.get("wsgi.url_scheme") != "https" and _forwarded_proto(environ) == "https":
+            return "X-Forwarded-Proto"
+        return "X-Forwarded-For" if "HTTP_X_FORWARDED_FOR" in environ and _is_internal(environ) else None
 
 
 def _forwarded_proto(environ: Environ, trusted_proxies: int = 1) -> str:
     if "HTTP_X_FORWARDED_PROTO" not in environ:
         return ""
-    # Some proxies append their scheme, most replace what is there; so there may be fewer entries than proxies.
+    # Some proxies append their scheme, most replace what is there: there may be fewer entries than proxies.
     entries = str(environ["HTTP_X_FORWARDED_PROTO"]).split(",")
-    return entries[-min(max(trusted_proxies, 1), len(entries))].strip().lower()
+    return entries[-min(trusted_proxies, len(entries))].strip().lower()
 
 
 def _is_internal(environ: Environ) -> bool:
@@ -61,9 +88,8 @@ def _is_internal(environ: Environ) -> bool:
     return address is None or not ipaddress.ip_address(address).is_global  # no address: a Unix socket
 
 
-def _address(text: object) -> str | None:
-    """A valid address in its plain form, without port, brackets and zone."""
-    host = str(text or "").strip()
+def _address(value: object) -> str | None:
+    host = str(value or "").strip()
     if host.startswith("["):
         host = host[1:].partition("]")[0]
     elif host.count(":") == 1:
@@ -72,5 +98,5 @@ def _address(text: object) -> str | None:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
-    mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:203.0.113.7 is how a dual-stack socket tells an IPv4 peer
+    mapped = getattr(address, "ipv4_mapped", None)  # a dual-stack socket writes an IPv4 peer as ::ffff:203.0.113.7
     return str(mapped or address)

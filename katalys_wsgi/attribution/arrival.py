@@ -1,0 +1,148 @@
+"""The arrival: reads from a request which click it brings, and decides whether the answer sets the cookie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from ..events import Events
+from .click import MARKER, Click
+from .cookie import ClickCookie
+from .visitor import Visitor
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+__all__ = ["Arrival", "ArrivalReader"]
+
+
+class Arrival(NamedTuple):
+    """What a request says about a click.
+
+    :param click: the click that counts; None without one, or without consent.
+    :param is_new: this request brought it, so the answer has to set the cookie.
+    :param refused: the visitor did not consent, where there was something to consent to.
+    """
+
+    click: Click | None
+    is_new: bool = False
+    refused: bool = False
+
+
+class ArrivalReader:
+    """Reads arrivals out of WSGI environs. Nothing that a visitor sends makes it raise.
+
+    What was read is remembered in the environ, so that middleware and view see the same click.
+
+    :param cookie: reads and writes the click's cookie.
+    :param clock: seconds since 1970.
+    :param events: where ``consent_failed`` and ``proxy_ignored`` are emitted.
+    :param sources: accepted values of utm_source in lower case; see :meth:`Click.from_query`.
+    :param attribution: ``"last-click"`` or ``"first-click"``.
+    :param consent: takes the environ and says whether the visitor consented; None is a yes. What it raises is a no.
+    :param reports_every_order: orders without a click are reported too, so consent is asked for without one as well.
+    :param trusted_proxies: how many proxies in front of the shop are believed; see :class:`Visitor`.
+    :param cookie_secure: whether the cookie is Secure; ``"auto"``: where the visitor's own connection is https.
+    """
+
+    def __init__(
+        self,
+        cookie: ClickCookie,
+        *,
+        clock: Callable[[], float],
+        events: Events,
+        sources: Collection[str],
+        attribution: str = "last-click",
+        consent: Callable[[dict[str, Any]], object] | None = None,
+        reports_every_order: bool = False,
+        trusted_proxies: int = 0,
+        cookie_secure: bool | Literal["auto"] = "auto",
+    ) -> None:
+        self._cookie = cookie
+        self._clock = clock
+        self._events = events
+        self._sources = sources
+        self._attribution = attribution
+        self._consent = consent
+        self._reports_every_order = reports_every_order
+        self._trusted_proxies = trusted_proxies
+        self._cookie_secure = cookie_secure
+        self._memory_key = f"katalys_wsgi.arrival.{cookie.name}"
+        self._is_set_key = f"katalys_wsgi.cookie.{cookie.name}"
+
+    def visitor(self, environ: WSGIEnvironment) -> Visitor:
+        """Who sends the request; a proxy that ``trusted_proxies`` does not count is logged, once."""
+        visitor = Visitor(environ, self._trusted_proxies)
+        header = visitor.ignored_header
+        if header is not None:
+            advice = "set trusted_proxies to the number of proxies"
+            self._events.emit_once("proxy_ignored", header=header, advice=advice)
+        return visitor
+
+    def arrival(self, environ: WSGIEnvironment) -> Arrival:
+        """The arrival of a request; asked again for the same environ, it is the same one."""
+        arrival: Arrival | None = environ.get(self._memory_key)
+        if arrival is None:
+            arrival = environ[self._memory_key] = self._read(environ)
+        return arrival
+
+    def set_cookie_for(self, environ: WSGIEnvironment) -> str | None:
+        """The value of the ``Set-Cookie`` header that the answer to a request needs; None for almost every request.
+
+        Asked again for the same environ (the application is wrapped twice), it is None.
+        """
+        if self._is_set_key in environ:
+            return None
+        click, is_new, _ = self.arrival(environ)
+        if click is None or not is_new:
+            return None
+        environ[self._is_set_key] = True
+        return self._cookie.set_cookie(click, secure=self._is_secure(environ))
+
+    def _read(self, environ: WSGIEnvironment) -> Arrival:
+        now = datetime.fromtimestamp(self._clock(), timezone.utc)
+        stored = self._cookie.read(environ.get("HTTP_COOKIE", ""), now)
+        new = self._brought(environ, stored, now)
+        if (stored or new or self._reports_every_order) and not self._has_consent(environ):
+            return Arrival(None, refused=True)
+        if new is not None and new.replaces(stored, self._attribution):
+            return Arrival(new, is_new=True)
+        return Arrival(stored)
+
+    def _brought(self, environ: WSGIEnvironment, stored: Click | None, now: datetime) -> Click | None:
+        """The click that the request itself brings, by its link or its Referer."""
+        # Where a browser says what it loads (Fetch Metadata), only a page counts: a hidden image or frame is
+        # cookie stuffing. A prefetched page counts: the browser shows it later without asking again.
+        if environ.get("HTTP_SEC_FETCH_DEST", "document") != "document":
+            return None
+        if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
+            click = Click.from_query(environ.get("QUERY_STRING", ""), now=now, sources=self._sources)
+            if click is not None:
+                return click
+        # A landing page that a cache served, or one before consent, is only seen as the Referer of the next page.
+        if stored is None and MARKER in environ.get("HTTP_REFERER", ""):
+            return Click.from_query(_own_referer_query(environ), now=now, sources=self._sources)
+        return None
+
+    def _has_consent(self, environ: WSGIEnvironment) -> bool:
+        if self._consent is None:
+            return True
+        try:
+            return bool(self._consent(environ))
+        except Exception as error:  # noqa: BLE001 - the shop's function must not break the shop's page
+            self._events.emit("consent_failed", reason=type(error).__name__)
+            return False
+
+    def _is_secure(self, environ: WSGIEnvironment) -> bool:
+        return self.visitor(environ).is_https if self._cookie_secure == "auto" else self._cookie_secure
+
+
+def _own_referer_query(environ: WSGIEnvironment) -> str:
+    """The query of the Referer if that is a page of the very host that is asked; else empty."""
+    try:
+        referer = urlsplit(environ["HTTP_REFERER"])
+        return referer.query if referer.hostname and referer.hostname == Visitor(environ).host else ""
+    except ValueError:
+        return ""
