@@ -118,6 +118,8 @@ def _is_ip(text: str) -> bool:
 
 @dataclass(frozen=True)
 class _Rule:
+    """What a value has to look like on the wire: ``holds`` is true of it, or it is ``otherwise``."""
+
     holds: Callable[[str], object]
     otherwise: str
 
