@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-from katalys_wsgi import Click, Conversion
+from katalys_wsgi import Click, Conversion, OrderUpdate
 from katalys_wsgi.conversion.postback import Postback
 
 SITE_ID = "KA-1A2B3C4"
@@ -29,8 +30,11 @@ TWELVE_KEYS = (
 BUYER_IP = "203.0.113.7"
 BUYER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) Test/1.0"
 
+#: The click of the specification's own example.
+CLICK = Click("1234abcd", "1234", "5678", datetime(2026, 11, 22, 12, 0, 0, tzinfo=timezone.utc))
 
-def make_conversion(order_id: str = "1001", **changes: Any) -> Conversion:
+
+def make_conversion(order_id: Any = "1001", **changes: Any) -> Conversion:
     """The order that tests buy."""
     fields: dict[str, Any] = {
         "order_id": order_id,
@@ -42,16 +46,46 @@ def make_conversion(order_id: str = "1001", **changes: Any) -> Conversion:
     return Conversion(**{**fields, **changes})
 
 
-def make_postback(order_id: str = "1001") -> Postback:
-    """The message about the order that tests buy."""
-    return Postback.from_conversion(
-        make_conversion(order_id),
-        site_id=SITE_ID,
-        conversion_type="force_convert",
-        click=Click("1234abcd", "1234", "5678", datetime(2026, 11, 22, tzinfo=timezone.utc)),
-        client_ip=BUYER_IP,
-        user_agent=BUYER_AGENT,
-    )
+class Column:
+    """What an ORM's class attribute does: a comparison is an expression, and that is neither true nor false.
+
+    ``Conversion(sale_amount=Order.total)`` instead of ``order.total`` is easily written.
+    """
+
+    def __eq__(self, other: object) -> Column:  # type: ignore[override]
+        return self  # pragma: no cover - nobody compares it any more
+
+    __ne__ = __lt__ = __gt__ = __eq__  # type: ignore[assignment]
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __bool__(self) -> bool:
+        raise TypeError("Boolean value of this clause is not defined")  # pragma: no cover
+
+
+def make_postback(order: Conversion | str = "1001", **changes: Any) -> Postback:
+    """The message of an order, one of :func:`make_conversion` where an id is given, placed after :data:`CLICK`."""
+    conversion = make_conversion(order) if isinstance(order, str) else order
+    options: dict[str, Any] = {
+        "site_id": SITE_ID,
+        "conversion_type": "force_convert",
+        "click": CLICK,
+        "client_ip": BUYER_IP,
+        "user_agent": BUYER_AGENT,
+    }
+    return Postback.from_conversion(conversion, **{**options, **changes})
+
+
+def make_update(order_id: Any = "1001", **changes: Any) -> Postback:
+    """The message of an order update."""
+    return Postback.from_update(OrderUpdate(order_id, **changes), site_id=SITE_ID)
+
+
+def fields_of(postback: Postback) -> dict[str, str]:
+    """The fields that a message sends."""
+    fields: dict[str, str] = json.loads(postback.payload)
+    return fields
 
 
 def make_environ(query: str = "", *, cookie: str | None = None, **changes: Any) -> dict[str, Any]:
