@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.postback import Postback
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, UnusableConnection
 from ..process import PerProcess
 from .entry import (
     LONGEST_DELAY,
@@ -91,10 +91,9 @@ class SQLiteOutbox:
     def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
         """See :meth:`Outbox.add <katalys_wsgi.outbox.Outbox.add>`.
 
-        :raises TypeError: ``connection`` was given: this file is not the shop's database.
+        :raises UnusableConnection: ``connection`` was given: this file is not the shop's database.
         """
-        if connection is not None:
-            raise TypeError("connection= needs the outbox in the shop's database: set outbox to its SQLAlchemy URL")
+        _refuse(connection)
         try:
             return self._add(postback, problems)
         except Mended:
@@ -134,8 +133,9 @@ class SQLiteOutbox:
                 for change in changes
             )
 
-    def history(self, order_id: str, *, connection: Any = None) -> list[Entry]:  # noqa: ARG002 - see add()
-        """See :meth:`Outbox.history <katalys_wsgi.outbox.Outbox.history>`."""
+    def history(self, order_id: str, *, connection: Any = None) -> list[Entry]:
+        """See :meth:`Outbox.history <katalys_wsgi.outbox.Outbox.history>`; raises as :meth:`add` does."""
+        _refuse(connection)
         with self._store.get().reading(PATIENCE_IN_REQUEST) as db:
             return _entries(db, "WHERE order_id = ? ORDER BY id", order_id)
 
@@ -205,6 +205,13 @@ class SQLiteOutbox:
         connection = self._store.peek()
         if connection is not None:
             connection.close()
+
+
+def _refuse(connection: object) -> None:
+    if connection is not None:
+        raise UnusableConnection(
+            "connection= needs the outbox in the shop's database: set outbox to its SQLAlchemy URL"
+        )
 
 
 def _insert(db: sqlite3.Connection, columns: dict[str, Any]) -> int:
