@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from katalys_wsgi import Tracker
+from katalys_wsgi import Event, Tracker
 from katalys_wsgi.sandbox import Sandbox
 
 from .servers import MariaDB, NotInstalled, Postgres, Redis
-from .support import SECRET, SITE_ID
+from .support import SECRET, SITE_ID, MakeTracker
 
 #: Under .ci/run a test whose server or program is missing fails instead of being skipped. Taken out of the
 #: environment, where every KATALYS_ name is a setting.
@@ -66,7 +66,7 @@ def options(sandbox: Sandbox, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_tracker(options: dict[str, Any]) -> Iterator[Callable[..., Tracker]]:
+def make_tracker(options: dict[str, Any]) -> Iterator[MakeTracker]:
     """Makes trackers with ``options`` and what is given beside them; closes them after the test."""
     made: list[Tracker] = []
 
@@ -80,9 +80,21 @@ def make_tracker(options: dict[str, Any]) -> Iterator[Callable[..., Tracker]]:
 
 
 @pytest.fixture
-def tracker(make_tracker: Callable[..., Tracker]) -> Tracker:
+def tracker(make_tracker: MakeTracker) -> Tracker:
     """A tracker that delivers to the sandbox, when told to."""
     return make_tracker()
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    """The events of the trackers that ``make_observed`` made, oldest first."""
+    return []
+
+
+@pytest.fixture
+def make_observed(make_tracker: MakeTracker, events: list[Event]) -> MakeTracker:
+    """Makes trackers as ``make_tracker`` does, whose events are kept in ``events``."""
+    return lambda **changes: make_tracker(hooks=[events.append], **changes)
 
 
 def _serving(make: Callable[[Path], Any]) -> Iterator[Any]:

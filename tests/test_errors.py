@@ -58,17 +58,13 @@ def test_everything_raised_on_purpose_is_a_katalys_error(error: Exception) -> No
         pytest.param(UnusableConnection, TypeError, id="UnusableConnection"),
     ],
 )
-def test_each_is_also_the_standard_exception_it_resembles(
-    raised: type[Exception], resembles: type[Exception]
-) -> None:
+def test_each_is_also_the_standard_exception_it_resembles(raised: type[Exception], resembles: type[Exception]) -> None:
     assert issubclass(raised, resembles)
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=class_name)
 @pytest.mark.parametrize("travel", [through_pickle, copy.copy], ids=["pickle", "copy"])
-def test_an_error_keeps_its_evidence_between_processes(
-    error: Exception, travel: Callable[[Exception], object]
-) -> None:
+def test_an_error_keeps_its_evidence_between_processes(error: Exception, travel: Callable[[Exception], object]) -> None:
     """Celery and multiprocessing pickle exceptions; one that takes more than its message would break there."""
     arrived = travel(error)
 
