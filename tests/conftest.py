@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from katalys_wsgi import Settings, Tracker
+from katalys_wsgi import Event, Settings, Tracker
 from katalys_wsgi.delivery.sender import Sender
 from katalys_wsgi.sandbox import Sandbox
 
 from .peer import Answer, MakePeer, Peer
 from .servers import MariaDB, NotInstalled, Postgres, Redis
-from .support import SECRET, SITE_ID
+from .support import SECRET, SITE_ID, MakeTracker
 
 pytest.register_assert_rewrite("tests.outbox_conformance")
 
@@ -100,7 +100,7 @@ def options(sandbox: Sandbox, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_tracker(options: dict[str, Any]) -> Iterator[Callable[..., Tracker]]:
+def make_tracker(options: dict[str, Any]) -> Iterator[MakeTracker]:
     """Makes trackers with ``options`` and what is given beside them; closes them after the test."""
     made: list[Tracker] = []
 
@@ -114,9 +114,21 @@ def make_tracker(options: dict[str, Any]) -> Iterator[Callable[..., Tracker]]:
 
 
 @pytest.fixture
-def tracker(make_tracker: Callable[..., Tracker]) -> Tracker:
+def tracker(make_tracker: MakeTracker) -> Tracker:
     """A tracker that delivers to the sandbox, when told to."""
     return make_tracker()
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    """The events of the trackers that ``make_observed`` made, oldest first."""
+    return []
+
+
+@pytest.fixture
+def make_observed(make_tracker: MakeTracker, events: list[Event]) -> MakeTracker:
+    """Makes trackers as ``make_tracker`` does, whose events are kept in ``events``."""
+    return lambda **changes: make_tracker(hooks=[events.append], **changes)
 
 
 def _serving(make: Callable[[Path], Any]) -> Iterator[Any]:

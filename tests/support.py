@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-from katalys_wsgi import Click, Conversion, OrderUpdate
+from katalys_wsgi import Click, Conversion, Event, OrderUpdate, Tracker, Visit
 from katalys_wsgi.conversion.postback import Postback
 
 SITE_ID = "KA-1A2B3C4"
@@ -32,6 +32,10 @@ BUYER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) Test/1.0"
 
 #: The click of the specification's own example.
 CLICK = Click("1234abcd", "1234", "5678", datetime(2026, 11, 22, 12, 0, 0, tzinfo=timezone.utc))
+
+#: What the fixtures ``make_tracker`` and ``make_observed`` are.
+MakeTracker = Callable[..., Tracker]
+
 
 
 def make_conversion(order_id: Any = "1001", **changes: Any) -> Conversion:
@@ -97,6 +101,26 @@ def make_environ(query: str = "", *, cookie: str | None = None, **changes: Any) 
         environ["HTTP_COOKIE"] = cookie
     environ.update(changes)
     return environ
+
+
+def arrive(tracker: Tracker, query: str = LINK, **changes: Any) -> Visit:
+    """The visit of a shopper who came through the link a moment ago; ``changes`` are those of the environ."""
+    return tracker.visit(make_environ(query, **changes))
+
+
+def refuse(_environ: dict[str, Any]) -> bool:
+    """The setting ``consent`` of a shop where nobody consents."""
+    return False
+
+
+def rows(tracker: Tracker, order_id: str = "1001") -> list[tuple[str, str]]:
+    """Kind and state of an order's rows in the outbox, oldest first."""
+    return [(entry.kind, entry.state) for entry in tracker.outbox.history(order_id)]
+
+
+def names(events: list[Event]) -> list[str]:
+    """The names of events, oldest first."""
+    return [event.name for event in events]
 
 
 def cookie_of(headers: list[tuple[str, str]]) -> str | None:

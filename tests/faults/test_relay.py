@@ -27,10 +27,10 @@ from .harness import (
     accepted_orders,
     database,
     environment,
+    happens,
     query,
     running,
     states,
-    happens,
 )
 
 DELIVER = [sys.executable, "-m", "katalys_wsgi", "deliver"]

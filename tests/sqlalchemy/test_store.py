@@ -19,7 +19,6 @@ from katalys_wsgi import OutboxUnavailable
 from katalys_wsgi.outbox import Added, Archive, Change, Entry, Outbox, Receipt, Verdict
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, store
 
-from ..support import Clock, Stopwatch, wait_until
 from ..outbox_conformance import (  # noqa: F401 - the suite
     LEASE,
     TestAdd,
@@ -36,6 +35,7 @@ from ..outbox_conformance import (  # noqa: F401 - the suite
     conversion,
     row,
 )
+from ..support import Clock, Stopwatch, wait_until
 from .shop import ROOT, engine_of, environment, run
 
 

@@ -24,8 +24,8 @@ from katalys_wsgi.errors import UnusableConnection
 from katalys_wsgi.outbox import Added
 from katalys_wsgi.outbox.sqlalchemy.zope import mark_changed
 
-from ..support import LINK, make_conversion
 from ..outbox_conformance import conversion
+from ..support import LINK, make_conversion
 from .shop import ORDER, Order, orders, record, recorded, run
 
 OF_THE_THREAD = transaction.manager
