@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -148,8 +147,8 @@ def _sandbox(arguments: argparse.Namespace) -> int:
     with sandbox:
         print(f"Katalys' stand-in is listening. Set KATALYS_ENDPOINT={sandbox.endpoint}")
         print(f"What it received: {sandbox.url}    Ctrl-C ends it.", flush=True)
-        threading.Event().wait()
-    return OK
+        while True:  # until Ctrl-C, of which main() makes an exit code
+            time.sleep(3600)
 
 
 def _decode(arguments: argparse.Namespace) -> int:

@@ -203,7 +203,14 @@ def test_an_outbox_that_cannot_answer_is_code_2(
     assert err.endswith("give it the methods of katalys_wsgi.outbox.Archive.\n")
 
 
-# --- sandbox -------------------------------------------------------------------------------------------------
+# --- demo and sandbox ----------------------------------------------------------------------------------------
+
+
+def test_the_demo_ends_by_itself_when_asked(run: Run) -> None:
+    code, out, err = run("demo", "--once")
+
+    assert (code, err) == (0, "")
+    assert "order_id" in out
 
 
 def test_the_sandbox_plays_katalys_until_ctrl_c(make_tracker: Callable[..., Tracker]) -> None:
@@ -381,16 +388,19 @@ def test_deliver_once_says_that_a_row_failed(tracker: Tracker, sandbox: Sandbox,
     assert operate("deliver", "--once")[:2] == (1, "0 delivered, 1 postponed, 0 dead\n")
 
 
-def test_a_terminal_shows_progress(tracker: Tracker, operate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_progress(
+    tracker: Tracker, sandbox: Sandbox, operate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line that counts while a backlog drains; what failed is not counted."""
     for order_id in ("1", "2", "3"):
         buy(tracker, order_id)
+    sandbox.collector.misbehave(Misbehaviour.status(422), times=1)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
     code, _, err = operate("deliver", "--once")
 
-    assert code == 0
-    assert err.endswith("\r1 delivered \r2 delivered \r3 delivered ")
+    assert code == 1
+    assert err.endswith("\r1 delivered \r2 delivered ")
 
 
 def test_deliver_goes_on_until_it_is_stopped(tracker: Tracker, sandbox: Sandbox, environment: dict[str, str]) -> None:
