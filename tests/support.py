@@ -11,8 +11,11 @@ from decimal import Decimal
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-from katalys_wsgi import Click, Conversion, Event, OrderUpdate, Tracker, Visit
+import pytest
+
+from katalys_wsgi import Click, ConfigurationError, Conversion, Event, OrderUpdate, Settings, Tracker, Visit
 from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.settings import PYTHON, Spelling
 
 SITE_ID = "KA-1A2B3C4"
 SECRET = "kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2"
@@ -178,3 +181,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def make_settings(**changes: Any) -> Settings:
+    """The settings of a shop that has set the two required ones."""
+    return Settings(**{"site_id": SITE_ID, "secret_key": SECRET, **changes})
+
+
+def problems_of(values: dict[str, Any], spelling: Spelling = PYTHON) -> tuple[str, ...]:
+    """What start-up says of settings that cannot work, given in this spelling."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_mapping(values, spelling)
+    return caught.value.problems
