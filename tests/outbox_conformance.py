@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 import pytest
 
 from katalys_wsgi import Click, OrderUpdate
+from katalys_wsgi.conversion.order import OrderStatus
 from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox import Added, Archive, Change, Entry, Outbox, Receipt, State, Verdict
 
@@ -50,7 +51,7 @@ def conversion(order_id: str = "1001", sale_amount: str = "59.90", click: Click 
     )
 
 
-def update(order_id: str = "1001", order_status: str = "paid") -> Postback:
+def update(order_id: str = "1001", order_status: OrderStatus = "paid") -> Postback:
     return Postback.from_update(OrderUpdate(order_id, order_status=order_status), site_id=SITE_ID)
 
 

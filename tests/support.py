@@ -40,7 +40,6 @@ CLICK = Click("1234abcd", "1234", "5678", datetime(2026, 11, 22, 12, 0, 0, tzinf
 MakeTracker = Callable[..., Tracker]
 
 
-
 def make_conversion(order_id: Any = "1001", **changes: Any) -> Conversion:
     """The order that tests buy."""
     fields: dict[str, Any] = {

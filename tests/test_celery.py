@@ -27,9 +27,10 @@ import sqlalchemy
 from katalys_wsgi import Outcome, Tracker
 from katalys_wsgi import celery as katalys_celery
 from katalys_wsgi.celery import BEAT_SCHEDULE, EVERY, ROUTES, bind, deliver_due
+from katalys_wsgi.operations import archive
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .faults.harness import PATIENCE, Program, accepted_orders, environment, running, wait_until
+from .faults.harness import PATIENCE, Program, accepted_orders, environment, happens, running
 from .support import BUYER_AGENT, BUYER_IP, LINK, Stopwatch, make_conversion, make_environ
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +122,7 @@ def test_a_backlog_is_left_to_the_next_tasks_in_time(
 
     assert 1 <= settled < 20
     assert watch.seconds < 2
-    assert tracker.outbox.statistics().due == 20 - settled
+    assert archive(tracker.outbox).statistics().due == 20 - settled
 
 
 def test_the_example_names_both_commands() -> None:
@@ -181,7 +182,7 @@ WORKER, BEAT = commands()
 
 
 def is_ready(worker: Program) -> bool:
-    return wait_until(lambda: " ready." in worker.output())
+    return happens(lambda: " ready." in worker.output())
 
 
 @pytest.mark.slow
@@ -192,10 +193,10 @@ def test_beat_and_worker_deliver(
     tracker = make_tracker(**settings)
     sell(tracker, "1001", "1002")
     start(BEAT)
-    assert wait_until(lambda: broker.llen("katalys") > 0)
+    assert happens(lambda: broker.llen("katalys") > 0)
     messages = broker.lrange("katalys", 0, -1)
     start(WORKER)
-    delivered = wait_until(lambda: sorted(accepted_orders(sandbox)) == ["1001", "1002"])
+    delivered = happens(lambda: sorted(accepted_orders(sandbox)) == ["1001", "1002"])
 
     assert delivered
     assert {json.loads(message)["headers"]["task"] for message in messages} == {"katalys_wsgi.deliver_due"}
@@ -224,7 +225,7 @@ def test_two_workers_never_hold_the_same_row(
     with publishing(redis_server.url) as publish:
         for _ in range(12):
             publish()
-        assert wait_until(lambda: tracker.outbox.statistics().pending == 0)
+        assert happens(lambda: archive(tracker.outbox).statistics().pending == 0)
 
     counts = Counter(accepted_orders(sandbox))
     assert set(counts) == {str(number) for number in range(400)}
@@ -248,12 +249,12 @@ def test_a_worker_killed_in_the_middle_of_500_rows(
     with publishing(redis_server.url) as publish:
         assert is_ready(first)
         publish()
-        assert wait_until(lambda: len(sandbox.collector.accepted) > 100, every=0.01)
+        assert happens(lambda: len(sandbox.collector.accepted) > 100, every=0.01)
         kill_all(first)
         before = len(accepted_orders(sandbox))
         start(WORKER)
         give_up_at = time.monotonic() + 2 * PATIENCE
-        while tracker.outbox.statistics().pending and time.monotonic() < give_up_at:
+        while archive(tracker.outbox).statistics().pending and time.monotonic() < give_up_at:
             publish()
             time.sleep(1)
 
@@ -263,7 +264,7 @@ def test_a_worker_killed_in_the_middle_of_500_rows(
     assert set(counts) == {str(number) for number in range(500)}
     assert max(counts.values()) <= 2
     assert sum(counts.values()) - 500 <= 4 * 32  # what one task may have claimed
-    assert tracker.outbox.statistics().delivered == 500
+    assert archive(tracker.outbox).statistics().delivered == 500
 
 
 def kill_all(worker: Program) -> None:
@@ -293,7 +294,7 @@ def test_redis_dies_with_everything_it_knew(
         redis_server.start()
     outcomes += sell(tracker, "after")
 
-    assert wait_until(lambda: {"before", "meanwhile", "after"} <= set(accepted_orders(sandbox)), 2 * PATIENCE)
+    assert happens(lambda: {"before", "meanwhile", "after"} <= set(accepted_orders(sandbox)), 2 * PATIENCE)
     assert outcomes == [Outcome.RECORDED] * 3
     assert watch.seconds < 1
 

@@ -310,6 +310,11 @@ def _fail_in_a_hook(stage: Stage) -> None:
     stage.buy(tracker)
 
 
+def _lose(stage: Stage) -> None:
+    stage.sandbox.stop()
+    stage.bought(outbox=stage.folder)
+
+
 def _update(stage: Stage, *statuses: str) -> None:
     tracker = stage.bought()
     for status in statuses:
@@ -334,7 +339,7 @@ SCENARIOS: dict[str, Callable[[Stage], object]] = {
         stage.tracker().visit(make_environ(LINK)).record(make_conversion(), connection=object())
     ),
     "conversion_sent_directly": lambda stage: stage.bought(outbox=stage.folder),
-    "conversion_lost": lambda stage: (stage.sandbox.stop(), stage.bought(outbox=stage.folder)),
+    "conversion_lost": _lose,
     "postback_delivered": lambda stage: stage.bought().drain(),
     "postback_postponed": lambda stage: _drain_answered(stage, 503),
     "postback_buried": lambda stage: _drain_answered(stage, 400),

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from types import SimpleNamespace
 from urllib.parse import quote, quote_plus
 
 import pytest
 
 from katalys_wsgi.delivery.policy import judge
-from katalys_wsgi.delivery.sender import Sender, user_agent
+from katalys_wsgi.delivery.sender import Sender
 from katalys_wsgi.outbox import Receipt, Verdict
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from katalys_wsgi.settings import WireName
@@ -106,16 +106,6 @@ class TestWire:
         _, headers, _ = self.sent(peer, make_sender, "json")
 
         assert f"User-Agent: katalys-wsgi/{version('katalys-wsgi')}" in headers.split("\r\n")
-
-    def test_without_metadata_the_user_agent_is_this_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Copied into a shop rather than installed."""
-
-        def missing(name: str) -> str:
-            raise PackageNotFoundError(name)
-
-        monkeypatch.setattr("katalys_wsgi.delivery.sender.version", missing)
-
-        assert user_agent() == "katalys-wsgi"
 
 
 class TestAnswers:

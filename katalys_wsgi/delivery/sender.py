@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ssl
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from urllib3 import HTTPConnectionPool, Timeout
 from urllib3.util import Retry
 
+from .._version import __version__
 from ..conversion.wire import WIRES
 from ..outbox.entry import Receipt, Verdict
 from ..process import PerProcess
@@ -26,20 +26,14 @@ from .transport import keep_from_log, open_pool, remaining, time_limit
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
-__all__ = ["LONGEST_BODY", "Sender", "user_agent"]
+__all__ = ["LONGEST_BODY", "USER_AGENT", "Sender"]
+
+USER_AGENT = f"katalys-wsgi/{__version__}"
 
 #: Bytes that are read of an answer's body.
 LONGEST_BODY = 4096
 
 _ONE_TRY = Retry(total=False, redirect=False)  # the outbox is the one retry loop
-
-
-def user_agent() -> str:
-    """The value of the User-Agent header: this package and its version, if it is installed as a package."""
-    try:
-        return f"katalys-wsgi/{version('katalys-wsgi')}"
-    except PackageNotFoundError:
-        return "katalys-wsgi"
 
 
 class Sender:
@@ -59,7 +53,7 @@ class Sender:
         self._read_timeout = settings.read_timeout.total_seconds()
         self._deadline = settings.deadline.total_seconds()
         self._workers = settings.delivery_workers
-        self._headers = {"User-Agent": user_agent(), "Accept": "*/*", "Accept-Encoding": "identity"}
+        self._headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
         if self._wire.content_type:
             self._headers["Content-Type"] = self._wire.content_type
         self._pool: PerProcess[HTTPConnectionPool] = PerProcess(self._make_pool)

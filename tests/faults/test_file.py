@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import Event, OutboxUnavailable, Outcome, Tracker
+from katalys_wsgi.operations import archive
 from katalys_wsgi.outbox import Archive, Change, Receipt, Verdict, recovery, schema
 from katalys_wsgi.outbox import sqlite as outbox_sqlite
 from katalys_wsgi.outbox.schema import MAJOR
@@ -119,8 +120,8 @@ class TestDamage:
             path.write_bytes(damaged(full_file, page))
             tracker = make_tracker()
             outcomes = [record(tracker, f"new-{number}") for number in range(3)]
-            claimed = claim_everything(tracker.outbox)
-            settle_everything(tracker.outbox)
+            claimed = claim_everything(archive(tracker.outbox))
+            settle_everything(archive(tracker.outbox))
             tracker.close()
             assert set(outcomes) == {Outcome.RECORDED}, page
             assert claimed["new-2"] == 1, page
@@ -139,7 +140,7 @@ class TestDamage:
         record(tracker, "finds it")
         record(tracker, "new")
 
-        assert len(claim_everything(tracker.outbox)) > len(ORDERS) - 2 * MOST_ROWS_IN_A_PAGE
+        assert len(claim_everything(archive(tracker.outbox))) > len(ORDERS) - 2 * MOST_ROWS_IN_A_PAGE
 
     def test_a_row_of_garbled_text_holds_up_nobody(
         self, path: Path, tracker: Tracker, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
@@ -227,7 +228,7 @@ class TestDamage:
         with monkeypatch.context() as patch:
             patch.setattr(recovery, "salvage", dies)
             with pytest.raises(KeyboardInterrupt):
-                claim_everything(tracker.outbox)
+                claim_everything(archive(tracker.outbox))
         record(tracker, "finds it")
 
         kept = orders_in(path)
@@ -244,10 +245,10 @@ class TestDamage:
         with monkeypatch.context() as patch:
             patch.setattr(recovery, "salvage", is_full)
             with pytest.raises(OutboxUnavailable):
-                claim_everything(tracker.outbox)
+                claim_everything(archive(tracker.outbox))
             assert record(tracker, "meanwhile") is Outcome.RECORDED
 
-        assert len(claim_everything(tracker.outbox)) > len(ORDERS) - MOST_ROWS_IN_A_PAGE
+        assert len(claim_everything(archive(tracker.outbox))) > len(ORDERS) - MOST_ROWS_IN_A_PAGE
 
 
 # --- a file that is no longer there ---
@@ -360,7 +361,7 @@ class TestJournalModes:
         path.write_bytes(damaged(full_file, leaf_pages(full_file)[3]))
         tracker = make_tracker()
 
-        assert len(claim_everything(tracker.outbox)) > len(ORDERS) - MOST_ROWS_IN_A_PAGE
+        assert len(claim_everything(archive(tracker.outbox))) > len(ORDERS) - MOST_ROWS_IN_A_PAGE
         assert record(tracker, "new") is Outcome.RECORDED
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from katalys_wsgi import Tracker, upkeep
+from katalys_wsgi import Tracker, operations
 from katalys_wsgi.delivery.policy import BACK_OFF_CAP
 from katalys_wsgi.delivery.relay import POLL, Relay
 from katalys_wsgi.outbox import State
@@ -123,7 +123,7 @@ def test_an_outage_longer_than_give_up_after_leaves_dead_letters_that_can_be_rev
     world.live(9 * DAY, step=HOUR / 2)
     dead = world.outbox.entries(State.DEAD)
     sandbox.collector.behave()
-    revived = [upkeep.revive(world.outbox, entry) for entry in dead]
+    revived = [operations.revive(world.outbox, entry) for entry in dead]
     world.live_until_delivered(step=MINUTE, patience=3 * HOUR)
 
     assert len(dead) == 3

@@ -19,6 +19,7 @@ from webob import Response
 
 from katalys_wsgi import Conversion, InvalidConversion, OrderUpdate, OutboxUnavailable, Outcome, Tracker, cli
 from katalys_wsgi.conversion.postback import Kind, Postback
+from katalys_wsgi.operations import archive
 from katalys_wsgi.outbox import Change, Receipt, Verdict, schema
 from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
@@ -172,7 +173,7 @@ def test_no_error_and_no_repr_holds_personal_data(
     record_marked(strict)
     (entry,) = strict.outbox.claim(1, 60)
     visit = visit_of_marked(strict)
-    postback = Postback.from_fields(json.loads(entry.payload), Kind.CONVERSION)
+    postback = Postback.from_fields(json.loads(entry.payload or ""), Kind.CONVERSION)
     errors = [
         _error_of(lambda: visit.record(make_conversion("", email_address=EMAIL, sale_amount="x"))),
         _error_of(lambda: visit.record(make_conversion(email_address=[EMAIL]))),
@@ -260,7 +261,7 @@ def test_what_is_forgotten_or_pruned_is_gone_from_the_files_too(
     record_marked(tracker, "pending")
     record_marked(tracker, "dead", sale_amount="nonsense")
     assert found_in(raw_bytes(tmp_path / "outbox.db").decode("latin-1"))
-    assert tracker.outbox.forget(tracker.outbox.history("pending")) == 1
+    assert archive(tracker.outbox).forget(tracker.outbox.history("pending")) == 1
     assert found_in(raw_bytes(tmp_path / "outbox.db").decode("latin-1"))
     assert tracker.outbox.prune(4e9) == 2
 
@@ -319,7 +320,7 @@ def test_the_columns_of_a_row_hold_personal_data_in_the_payload_only(tracker: Tr
     """So that nulling the payload is enough."""
     record_marked(tracker)
     (entry,) = tracker.outbox.claim(1, 60)
-    postback = Postback.from_fields(json.loads(entry.payload), Kind.CONVERSION)
+    postback = Postback.from_fields(json.loads(entry.payload or ""), Kind.CONVERSION)
     columns = new_columns(postback, ["email_address: is missing"], 1.0)
     del columns["payload"]
 

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from katalys_wsgi import Outcome, Tracker
-from katalys_wsgi.conversion.order import LONGEST_IDENTIFIER
+from katalys_wsgi.conversion.checks import LONGEST_IDENTIFIER
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, outbox_table
 from katalys_wsgi.outbox.sqlalchemy.table import LONGEST_KEY, Now, insert_if_new
 

@@ -79,7 +79,7 @@ tracker.drain(timedelta(minutes=1))
 tracker.deliver()
 tracker.stop()
 tracker.close()
-application = ClickMiddleware(lambda environ, start_response: [], tracker)
+application = ClickMiddleware(lambda _environ, _start_response: [], tracker)
 
 archives: list[Archive] = [MemoryOutbox(), SQLiteOutbox("outbox.db"), SQLAlchemyOutbox("postgresql+psycopg://h/d")]
 outboxes: list[Outbox] = [*archives]
