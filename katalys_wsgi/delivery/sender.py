@@ -76,10 +76,9 @@ class Sender:
 
     def close(self) -> None:
         """Close this process's idle connections; the next attempt opens new ones."""
-        pool = self._pool.peek()
+        pool = self._pool.discard()
         if pool is not None:
             pool.close()
-            self._pool = PerProcess(self._make_pool)
 
     def _attempt(self, message: bytes, payload: str, seconds: float) -> Receipt:
         with time_limit(seconds):
