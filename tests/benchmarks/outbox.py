@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from katalys_wsgi import Click, Outcome, Tracker
 from katalys_wsgi.attribution.cookie import ClickCookie
-from katalys_wsgi.outbox import file
+from katalys_wsgi.outbox import schema
 from tests.support import SECRET, SITE_ID, make_conversion, make_environ
 
 from .measure import Limit, Plan, Row, microseconds, paired
@@ -41,7 +41,7 @@ def _record(plan: Plan, name: str, journal_mode: str, bound: float) -> Row:
     with (
         tempfile.TemporaryDirectory(dir=plan.directory) as directory,
         # The outbox picks the mode by SQLite's version; both are measured, whichever version is here.
-        patch.object(file, "journal_mode", lambda: journal_mode),
+        patch.object(schema, "journal_mode", lambda: journal_mode),
         _shop(directory) as visits,
         closing(_bare(directory, journal_mode)) as bare,
     ):
