@@ -152,14 +152,17 @@ _EVENTS = {
 def _problems(order: Conversion | OrderUpdate, *, strict: bool) -> list[str]:
     problems = order.problems()
     if problems and strict:
-        raise InvalidConversion(str(order.order_id), problems)
+        raise InvalidConversion(_order_id(order), problems)
     return problems
 
 
 def _order_id(order: object) -> str:
-    """The order id for the log, whatever the caller passed."""
+    """The order id for the log, whatever the caller passed; never raises."""
     order_id = order.order_id if isinstance(order, (Conversion, OrderUpdate, Postback)) else None
-    return str(order_id) if isinstance(order_id, (str, int)) else "unknown"
+    try:
+        return str(order_id) if isinstance(order_id, (str, int)) else "unknown"
+    except Exception:  # noqa: BLE001 - a number of too many digits, or a string class of the shop's
+        return "unknown"
 
 
 def _described(error: Exception) -> str:

@@ -69,8 +69,8 @@ class Visit:
     """
 
     click: Click | None
-    client_ip: str | None
-    user_agent: str
+    client_ip: str | None = field(repr=False)  # a repr ends in logs
+    user_agent: str = field(repr=False)
     no_consent: bool = False
     strict: bool = False
     defer: Defer | None = field(default=None, repr=False, compare=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from katalys_wsgi import Tracker
+from katalys_wsgi import Event, Settings, Tracker
+from katalys_wsgi.delivery.sender import Sender
 from katalys_wsgi.sandbox import Sandbox
 
+from .peer import Answer, MakePeer, Peer
 from .servers import MariaDB, NotInstalled, Postgres, Redis
-from .support import SECRET, SITE_ID
+from .support import SECRET, SITE_ID, MakeTracker
 
 pytest.register_assert_rewrite("tests.outbox_conformance")
 
@@ -56,6 +59,35 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
+def peer() -> Iterator[MakePeer]:
+    """Makes servers of raw bytes; closes them after the test."""
+    made: list[Peer] = []
+
+    def make(*answers: Answer, tls: ssl.SSLContext | None = None) -> Peer:
+        made.append(Peer(answers, tls))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def make_sender() -> Iterator[Callable[..., Sender]]:
+    """Makes a sender for an endpoint, or for the port of a peer; closes it after the test."""
+    made: list[Sender] = []
+
+    def make(endpoint: str | int, **options: Any) -> Sender:
+        address = endpoint if isinstance(endpoint, str) else f"http://127.0.0.1:{endpoint}/v2/_tr_offline"
+        made.append(Sender(Settings(site_id=SITE_ID, secret_key=SECRET, endpoint=address, **options)))
+        return made[-1]
+
+    yield make
+    for sender in made:
+        sender.close()
+
+
+@pytest.fixture
 def options(sandbox: Sandbox, tmp_path: Path) -> dict[str, Any]:
     """Settings of a tracker that delivers to the sandbox, when told to: ``tracker.drain()``."""
     return {
@@ -68,7 +100,7 @@ def options(sandbox: Sandbox, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_tracker(options: dict[str, Any]) -> Iterator[Callable[..., Tracker]]:
+def make_tracker(options: dict[str, Any]) -> Iterator[MakeTracker]:
     """Makes trackers with ``options`` and what is given beside them; closes them after the test."""
     made: list[Tracker] = []
 
@@ -82,9 +114,21 @@ def make_tracker(options: dict[str, Any]) -> Iterator[Callable[..., Tracker]]:
 
 
 @pytest.fixture
-def tracker(make_tracker: Callable[..., Tracker]) -> Tracker:
+def tracker(make_tracker: MakeTracker) -> Tracker:
     """A tracker that delivers to the sandbox, when told to."""
     return make_tracker()
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    """The events of the trackers that ``make_observed`` made, oldest first."""
+    return []
+
+
+@pytest.fixture
+def make_observed(make_tracker: MakeTracker, events: list[Event]) -> MakeTracker:
+    """Makes trackers as ``make_tracker`` does, whose events are kept in ``events``."""
+    return lambda **changes: make_tracker(hooks=[events.append], **changes)
 
 
 def _serving(make: Callable[[Path], Any]) -> Iterator[Any]:

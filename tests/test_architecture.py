@@ -32,7 +32,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("conversion.wire", "conversion.postback"),
     # where it waits
     ("outbox.entry",),
-    ("outbox.memory", "outbox.schema", "outbox.sqlalchemy.table", "outbox.sqlalchemy.watchdog"),
+    ("outbox.memory", "outbox.place", "outbox.schema", "outbox.sqlalchemy.table", "outbox.sqlalchemy.watchdog"),
     ("outbox.recovery", "outbox.sqlalchemy.connection"),
     ("outbox.connection", "outbox.sqlalchemy.store"),
     ("outbox.sqlite", "outbox.sqlalchemy"),

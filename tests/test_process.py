@@ -1,4 +1,4 @@
-"""One value per process: what was made before a fork is neither used nor closed after it."""
+"""What belongs to one process: values made before a fork are neither used nor closed after it, locks are free."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
+from pathlib import Path
 
 import pytest
 
-from katalys_wsgi.process import PerProcess
+from katalys_wsgi.process import IMPORTS, ForkLock, PerProcess
+
+from .support import Stopwatch
 
 
 class Thing:
@@ -96,12 +100,69 @@ def test_a_value_goes_with_its_owner() -> None:
     assert value() is None
 
 
+# --- a lock that a fork waits for ---
+
+
+def test_a_lock_keeps_others_out_until_it_is_released() -> None:
+    lock = ForkLock()
+    with lock:
+        inside = lock.acquire(timeout=0)
+    outside = lock.acquire(timeout=0)
+    lock.release()
+
+    assert (inside, outside) == (False, True)
+
+
+def test_a_lock_is_released_after_an_error() -> None:
+    lock = ForkLock()
+
+    with pytest.raises(ZeroDivisionError), lock:
+        raise ZeroDivisionError
+    assert lock.acquire(timeout=0)
+    lock.release()
+
+
+def test_acquiring_waits_as_long_as_it_is_told_and_no_longer() -> None:
+    lock = ForkLock()
+    with lock, Stopwatch() as watch:
+        acquired = lock.acquire(timeout=0.05)
+
+    assert acquired is False
+    assert 0.04 < watch.seconds < 2
+
+
+def test_without_a_limit_it_waits_for_the_release() -> None:
+    lock = ForkLock()
+    order: list[str] = []
+
+    def other() -> None:
+        lock.acquire()
+        order.append("the other's")
+        lock.release()
+
+    thread = threading.Thread(target=other)
+    with lock:
+        thread.start()
+        time.sleep(0.05)
+        order.append("mine")
+    thread.join(timeout=10)
+
+    assert order == ["mine", "the other's"]
+
+
+def test_imports_share_one_lock() -> None:
+    assert isinstance(IMPORTS, ForkLock)
+
+
 # --- fork ---
 
 # A process of their own, without threads: what a fork inherits is then what the script made, on any Python.
 PROLOGUE = """
-import gc, os, sys, threading
-from katalys_wsgi.process import PerProcess
+import gc, os, signal, sys, threading, time, warnings
+from katalys_wsgi import process
+from katalys_wsgi.process import ForkLock, PerProcess
+
+signal.alarm(20)  # a lock that nobody unlocks must not outlive the test
 
 class Connection:
     def __init__(self):
@@ -124,7 +185,7 @@ connections = PerProcess(Connection)
 
 
 def run(script: str) -> list[str]:
-    """The lines that ``script`` and its children print, having all left with 0."""
+    """The lines that ``script`` prints, and its children, having left with 0 and no word on stderr."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROLOGUE + textwrap.dedent(script)],
         capture_output=True, text=True, timeout=30, check=False,
@@ -164,7 +225,7 @@ def test_a_child_gets_a_value_of_its_own_and_leaves_the_inherited_one_alone(leav
 
 
 def test_the_probe_notices_a_connection_that_is_closed_in_a_child() -> None:
-    """Without the care of PerProcess the child does close it; else the test above would prove nothing."""
+    """Without PerProcess the child does close it; else the test above would prove nothing."""
     said = run("""
         connection = Connection()
         pid = os.fork()
@@ -254,3 +315,114 @@ def test_each_side_closes_its_own_value() -> None:
     """)
 
     assert said == ["closed by its own process", "kept: the child left with 0", "closed by its own process"]
+
+
+# Python 3.12 warns of a fork of a process with threads, which is the point here.
+THREADS = """
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
+lock = ForkLock()
+holds, let_go = threading.Event(), threading.Event()
+
+def hold():
+    with lock:
+        holds.set()
+        let_go.wait(timeout=10)
+        say("released")
+
+thread = threading.Thread(target=hold)
+thread.start()
+holds.wait(timeout=10)
+"""
+
+
+def test_a_fork_waits_until_the_lock_is_free() -> None:
+    """A child inherits what is locked, and not the thread that would unlock it."""
+    said = run(
+        THREADS
+        + textwrap.dedent("""
+            threading.Timer(0.2, let_go.set).start()
+            pid = os.fork()
+            if pid == 0:
+                check(lock.acquire(timeout=0), "free in the child")
+                os._exit(0)
+            check(lock.acquire(timeout=0), "free in the parent")
+            lock.release()
+            wait_for(pid)
+        """)
+    )
+
+    assert said[0] == "released"
+    assert sorted(said[1:]) == ["kept: free in the child", "kept: free in the parent", "kept: the child left with 0"]
+
+
+def test_a_fork_does_not_wait_without_end_and_the_child_has_a_free_lock() -> None:
+    said = run(
+        THREADS
+        + textwrap.dedent("""
+            process.PATIENCE_AT_FORK = 0.1
+            pid = os.fork()
+            if pid == 0:
+                check(lock.acquire(timeout=0), "free in the child")
+                check(not lock.acquire(timeout=0), "a lock in the child")
+                lock.release()
+                check(lock.acquire(timeout=0), "free again in the child")
+                sys.exit(0)
+            wait_for(pid)
+            check(not lock.acquire(timeout=0), "still the thread's in the parent")
+            let_go.set()
+            thread.join()
+            check(lock.acquire(timeout=0), "free in the parent")
+        """)
+    )
+
+    assert said == [
+        "kept: free in the child",
+        "kept: a lock in the child",
+        "kept: free again in the child",
+        "kept: the child left with 0",
+        "kept: still the thread's in the parent",
+        "released",
+        "kept: free in the parent",
+    ]
+
+
+def test_a_child_born_during_an_import_can_import_the_same(tmp_path: Path) -> None:
+    """It would inherit the module's import lock, locked."""
+    (tmp_path / "slow.py").write_text("import __main__, time\n__main__.begun.set()\ntime.sleep(0.3)\n")
+    said = run(f"""
+        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
+        sys.path.insert(0, {str(tmp_path)!r})
+        begun = threading.Event()
+
+        def load():
+            with process.IMPORTS:
+                import slow
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        begun.wait(timeout=10)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(5)
+            import slow
+            say("imported")
+            sys.exit(0)
+        wait_for(pid)
+    """)
+
+    assert said == ["imported", "kept: the child left with 0"]
+
+
+def test_where_there_is_no_fork_it_works_the_same() -> None:
+    """As on Windows: nothing to hook into, and nothing to be inherited."""
+    said = run("""
+        import importlib
+        del os.register_at_fork
+        importlib.reload(process)
+        things = process.PerProcess(Connection)
+        check(things.get() is things.get(), "one value")
+        with process.ForkLock() as lock:
+            say("locked")
+    """)
+
+    assert said == ["kept: one value", "locked"]

@@ -1,14 +1,18 @@
-"""One attempt to deliver a message to Katalys, and what came of it."""
+"""One attempt to deliver a message to Katalys, and what came of it.
+
+The relay calls it over and over; a checkout whose outbox cannot be written calls it once. Whether and when to try
+again is decided elsewhere.
+"""
 
 from __future__ import annotations
 
 import ssl
 from datetime import datetime, timezone
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
+from urllib3 import HTTPConnectionPool, Timeout
 from urllib3.util import Retry
 
 from ..conversion.wire import WIRES
@@ -17,7 +21,10 @@ from ..process import PerProcess
 from ..settings import Settings
 from .policy import judge, retry_after
 from .redaction import scrubbed
-from .transport import hide_addresses, open_pool, remaining, time_limit
+from .transport import keep_from_log, open_pool, remaining, time_limit
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 __all__ = ["LONGEST_BODY", "Sender", "user_agent"]
 
@@ -27,7 +34,6 @@ LONGEST_BODY = 4096
 _ONE_TRY = Retry(total=False, redirect=False)  # the outbox is the one retry loop
 
 
-@cache
 def user_agent() -> str:
     """The value of the User-Agent header: this package and its version, if it is installed as a package."""
     try:
@@ -57,13 +63,16 @@ class Sender:
         if self._wire.content_type:
             self._headers["Content-Type"] = self._wire.content_type
         self._pool: PerProcess[HTTPConnectionPool] = PerProcess(self._make_pool)
-        if self._wire.method == "GET":
-            hide_addresses()
+        keep_from_log(addresses=self._wire.method == "GET")
 
     def send(self, payload: str, *, deadline: float | None = None) -> Receipt:
         """Send ``payload`` once; never raises.
 
-        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once.
+        :param payload: the message as JSON, as it stands in the outbox; it is encoded as the setting wire says.
+        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once. Looking up
+            the host's name is the one thing that it cannot cut short.
+        :returns: what the answer means; RETRY without a status when there was none. Its error is one line without
+            personal data.
         """
         try:
             message = self._wire.encode(payload)
@@ -86,6 +95,10 @@ class Sender:
                 return Receipt(Verdict.RETRY, error=scrubbed(_described(error), payload))
 
     def _exchange(self, message: bytes, payload: str) -> Receipt:
+        """Send the encoded ``message`` and read the answer.
+
+        :raises Exception: whatever urllib3 raises, and TimeoutError at the deadline.
+        """
         limit = remaining()
         posts = self._wire.method == "POST"
         response = self._pool.get().urlopen(
@@ -106,6 +119,7 @@ class Sender:
         return self._receipt(response, body, payload)
 
     def _receipt(self, response: BaseHTTPResponse, body: bytes, payload: str) -> Receipt:
+        """What an answer means, with its first words for the operator unless it is a 204."""
         status = response.status
         verdict = judge(status)
         if verdict is Verdict.DELIVERED:
@@ -119,7 +133,11 @@ class Sender:
 
 
 def _described(error: BaseException) -> str:
-    """The root of an error in a few words: urllib3's own repeat the whole address, over GET with its query."""
+    """The root of an error in a few words: urllib3's own repeat the whole address, over GET with its query.
+
+    :returns: the type of ``error`` and what the system says of its root, such as "NewConnectionError: Connection
+        refused"; for a certificate, why it is not trusted.
+    """
     root = error
     while root.__cause__ or root.__context__:
         root = root.__cause__ or root.__context__  # type: ignore[assignment] # checked one line above
