@@ -25,7 +25,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
-from ...conversion.order import LONGEST_IDENTIFIER
+from ...conversion.checks import LONGEST_IDENTIFIER
 
 __all__ = ["LONGEST_KEY", "MYSQL", "Now", "fitting", "insert_if_new", "outbox_table"]
 
