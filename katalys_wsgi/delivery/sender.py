@@ -63,8 +63,9 @@ class Sender:
         """Send ``payload`` once; never raises.
 
         :param payload: the message as JSON, as it stands in the outbox; it is encoded as the setting wire says.
-        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once. Looking up
-            the host's name is the one thing that it cannot cut short.
+        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once. It
+            bounds every wait for an answer. Looking up the host's name is not bounded; connecting to each of its
+            addresses, and the TLS handshake, may take connect_timeout or the deadline each, whichever is shorter.
         :returns: what the answer means; RETRY without a status when there was none. Its error is one line without
             personal data.
         """
@@ -132,8 +133,9 @@ def _described(error: BaseException) -> str:
         refused"; for a certificate, why it is not trusted.
     """
     root = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__  # type: ignore[assignment] # checked one line above
+    # The system's error is what counts; urllib3 1.26 meets one while it handles another, which is none of its cause.
+    while not isinstance(root, OSError) and (deeper := root.__cause__ or root.__context__):
+        root = deeper
     if isinstance(root, ssl.SSLCertVerificationError):
         return f"TLS: {root.verify_message}"
     words = (root.strerror if isinstance(root, OSError) else None) or (
