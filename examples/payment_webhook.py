@@ -77,7 +77,7 @@ def come_back() -> str:
 def mark_as_paid(order: Order) -> None:
     """Record the sale, with the click, the address and the browser of the shopper who placed the order."""
     order.is_paid = True
-    katalys.tracker.resume(order.visit).record(
+    katalys.visit.resume(order.visit).record(
         Conversion(
             order_id=order.number,
             email_address=order.email,
