@@ -64,7 +64,7 @@ LAYERS: list[tuple[str, ...]] = [
 ADAPTERS = LAYERS[-1]
 
 #: Entry points; they may use every layer, and each other as long as it makes no cycle. ``""`` is the package itself.
-ENTRY_POINTS = ("", "cli", "__main__", "sandbox")
+ENTRY_POINTS = ("", "cli", "commands", "__main__", "sandbox")
 
 #: Who may import what; everybody else may not, whether at the top or inside a function.
 ONLY = {

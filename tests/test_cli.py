@@ -1,4 +1,4 @@
-"""The command line: what each command prints, and with which code it ends."""
+"""The command line and its commands: what each one prints, and with which code it ends."""
 
 from __future__ import annotations
 
