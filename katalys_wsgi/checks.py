@@ -1,6 +1,8 @@
-"""What each setting may be: a check returns the value as it is kept, or raises ValueError.
+"""Checks: what each setting may be. A check returns the value as it is kept, or raises ValueError.
 
-The error's text is the rest of a sentence that begins with the setting's name in the reader's spelling.
+The error's text is the rest of a sentence that begins with the setting's name in the reader's spelling, and ends in
+what to write instead. It never repeats what may be a secret. Values come from Python, where they have types, and from
+the environment or an ini file, where all are strings; a check takes both.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ Consent = Callable[[dict[str, Any]], bool]
 
 
 def site_id(value: object) -> str:
-    """A Tracking ID: ``KA-…``, or in older accounts a domain."""
+    """A Tracking ID: ``KA-…``, or in older accounts a domain.
+
+    It is part of every message and every key, so a value that was copied with a blank or a line feed is refused.
+    """
     if not value:
         raise ValueError("is missing; set it to the Tracking ID of Katalys' Integrations page, such as KA-1A2B3C4")
     if not isinstance(value, str) or not re.fullmatch(r"KA-[A-Za-z0-9]{3,40}|([a-z0-9-]+\.)+[a-z]{2,}", value):
@@ -55,7 +60,13 @@ def site_id(value: object) -> str:
 
 
 def secret_keys(value: object) -> tuple[str, ...]:
-    """A string or a list of strings, oldest first; the last one signs."""
+    """A string or a list of strings, oldest first; the last one signs, all of them are read.
+
+    itsdangerous signs with any key, also with an empty one. So each key must have at least :data:`SHORTEST_KEY`
+    characters, :data:`FEWEST_DIFFERENT_CHARACTERS` different ones, and none of the words of manuals in it.
+
+    :returns: the keys in the order given; a key in bytes becomes a string of the same bytes.
+    """
     keys = [value] if isinstance(value, (str, bytes)) else list(value) if isinstance(value, Iterable) else [value]
     if not any(keys):
         raise ValueError(f"is missing; {NEW_KEY}")
@@ -81,7 +92,7 @@ def _secret_key(key: object) -> str:
 
 
 def choice(*names: str) -> Check:
-    """One of ``names``."""
+    """Make the check that a value is one of ``names``, in this very spelling."""
 
     def check(value: object) -> str:
         if value not in names:
@@ -92,7 +103,11 @@ def choice(*names: str) -> Check:
 
 
 def endpoint(value: object) -> str:
-    """An https address without query and user; http only on this machine."""
+    """An https address without query and user; http only on this machine.
+
+    Conversions carry e-mail and IP addresses, which must not cross a network in the clear. A user in the address would
+    end up in logs, and a query would be mixed with the fields of ``wire="get"``.
+    """
     text = str(value)
     if "@" in text:
         # The address is not repeated: it may hold a password.
@@ -124,7 +139,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def duration(least: float, most: timedelta | None = None) -> Check:
-    """A ``timedelta`` or seconds, at least ``least`` seconds and at most ``most``."""
+    """Make the check of a time: a ``timedelta``, or seconds as a number or string.
+
+    :param least: the shortest that makes sense, in seconds.
+    :param most: the longest that browsers keep a cookie for; None for no limit.
+    """
 
     def check(value: object) -> timedelta:
         duration = value if isinstance(value, timedelta) else timedelta(seconds=_number(value))
@@ -148,7 +167,7 @@ def _number(value: object) -> float:
 
 
 def whole(least: int, most: int) -> Check:
-    """A whole number from ``least`` to ``most``."""
+    """Make the check of a whole number from ``least`` to ``most``, both included; a boolean is not a number."""
 
     def check(value: object) -> int:
         if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or not least <= int(str(value)) <= most:
@@ -164,7 +183,7 @@ _BOOLEANS = {
 
 
 def boolean(value: object) -> bool:
-    """True or False, or a word for them."""
+    """True or False, or a word for them: true, yes, on, 1, false, no, off, 0, in any case."""
     if str(value).lower() not in _BOOLEANS:
         raise ValueError(f"is {value!r}; write true or false")
     return _BOOLEANS[str(value).lower()]
@@ -181,7 +200,10 @@ def cookie_secure(value: object) -> bool | Literal["auto"]:
 
 
 def sources(value: object) -> tuple[str, ...]:
-    """Names separated by white space or commas, or a list of them; in lower case."""
+    """Names separated by white space or commas, or a list of them; kept in lower case, as they are compared.
+
+    An empty list is possible: then ``utm_source`` is not asked for.
+    """
     names = re.split(r"[\s,]+", value) if isinstance(value, str) else value
     if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"is {value!r}; list the accepted utm_source values, such as katalys revoffers")
@@ -194,7 +216,7 @@ _COOKIE_WORDS = (
 
 
 def cookie_name(value: object) -> str:
-    """A cookie's name that every parser reads."""
+    """A cookie's name that every parser reads, at most 64 characters."""
     # RFC 6265 §4.1.1: a cookie's name is a token of RFC 9110. RFC 2109 kept $ at its start, and some words, for itself.
     if not isinstance(value, str) or not re.fullmatch(r"(?!\$)[A-Za-z0-9_.!#$%&'*+^`|~-]{1,64}", value):
         raise ValueError(f"is {value!r}; use letters, digits, '_' and '-' only")
@@ -204,7 +226,10 @@ def cookie_name(value: object) -> str:
 
 
 def cookie_domain(value: object) -> str | None:
-    """A plain domain in lower case; None for the host that sets the cookie."""
+    """A plain domain, kept in lower case; None or an empty string for the host that sets the cookie.
+
+    No port and no leading dot: RFC 6265 §5.2.3 ignores the dot, and a browser would drop a cookie with a port.
+    """
     if value in (None, ""):
         return None
     if not isinstance(value, str) or not re.fullmatch(r"([A-Za-z0-9-]{1,63}\.)+[A-Za-z0-9-]{2,63}", value):
@@ -213,14 +238,20 @@ def cookie_domain(value: object) -> str | None:
 
 
 def consent(value: object) -> Consent | None:
-    """A function of the environ, or None."""
+    """A function of the environ, or None where every visitor counts as one who consented."""
     if value is not None and not callable(value):
         raise ValueError("can only be given in Python: a function that takes the environ and returns True or False")
     return value
 
 
 def outbox(value: object) -> str | Path | Outbox:
-    """A path: a SQLite file of ours. A SQLAlchemy URL: the shop's database. Or an ``Outbox`` object."""
+    """A path: a SQLite file of ours. A SQLAlchemy URL: the shop's database. Or an ``Outbox`` object.
+
+    A ``Path`` is always a path. A string is a URL if it has a ``://``; one that looks like a URL with a slash too few
+    is refused, since a file of that name would be made, and so is an address in memory, which would lose sales.
+
+    :returns: a string or a ``Path`` as it was given, or the very object.
+    """
     if isinstance(value, os.PathLike):
         return _path(Path(os.fsdecode(value)))
     if value is None or isinstance(value, str):

@@ -61,6 +61,7 @@ def command_names() -> tuple[str, ...]:
 
 
 def _parser_and_names() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
+    """The parser, and the names of its commands, which argparse does not show afterwards."""
     parser = _Parser(prog="katalys-wsgi", description="Reports a shop's affiliate sales to Katalys, server to server.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -83,6 +84,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _json_option() -> argparse.ArgumentParser:
+    """``--json``, for every command that prints data."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -142,6 +142,7 @@ def deliver(arguments: Namespace) -> int:
 
 
 def _report_drained(drained: Drained, *, as_json: bool) -> int:
+    """Print what became of the rows; returns the exit code."""
     if as_json:
         print(json.dumps(asdict(drained)))
     else:
@@ -232,6 +233,7 @@ def retry(arguments: Namespace) -> int:
 
 
 def _revive(outbox: Archive, entry: Entry, changes: dict[str, str]) -> bool:
+    """Whether a dead letter was revived; prints why not, and goes on with the next one."""
     try:
         return operations.revive(outbox, entry, changes)
     except InvalidConversion as error:

@@ -37,6 +37,9 @@ Delivery = Literal["thread", "external"]
 class Spelling:
     """How one kind of reader writes the name of a setting.
 
+    :param prefix: what stands before the name, also in the list that :meth:`select` reads.
+    :param suffix: what stands behind it in a message.
+    :param upper: the name is written in capitals.
     :param textual: values are strings: a list is separated by white space, a function cannot be given.
     """
 
@@ -66,7 +69,11 @@ INI = Spelling("katalys.", textual=True)
 
 
 class Options(TypedDict, total=False):
-    """The settings as callers write them; see the table in the README. Durations are ``timedelta`` or seconds."""
+    """The settings as callers write them, for type checkers: ``Tracker(**options)``, ``Katalys(app, **options)``.
+
+    The README's table says what each is for. Durations are ``timedelta`` or seconds; a list may also be a string,
+    separated by white space. Same names and same order as :class:`Settings`, which has the defaults.
+    """
 
     site_id: str
     secret_key: str | Sequence[str]
@@ -104,9 +111,12 @@ def _choice(names: Any) -> checks.Check:
 
 @dataclass(frozen=True, init=False)
 class Settings:
-    """The settings of one :class:`~katalys_wsgi.Tracker`, checked and converted.
+    """The settings of one :class:`~katalys_wsgi.Tracker`, checked and converted; frozen, and equal if all values are.
 
-    :param options: as in :class:`Options`; the attributes hold what they were converted to.
+    Its repr holds neither keys nor the outbox's address, since it ends up in error reports.
+
+    :param options: as in :class:`Options`; the attributes hold what they were converted to: durations are
+        ``timedelta``, ``secret_key`` and ``sources`` are tuples.
     :raises ConfigurationError: a value is missing, unknown or makes no sense; every problem is listed at once.
     """
 
@@ -144,6 +154,8 @@ class Settings:
     def from_mapping(cls, values: Mapping[str, object], spelling: Spelling = PYTHON) -> Settings:
         """Settings from ``values`` under their plain names; problems are reported in ``spelling``.
 
+        :param values: what is left out has its default.
+        :param spelling: of the reader; where it is textual, several secret keys are separated by white space.
         :raises ConfigurationError: also for an unknown name, with the nearest known one.
         """
         settings = cls.__new__(cls)
