@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from katalys_wsgi import ConfigurationError, Settings, Tracker
+from katalys_wsgi import ConfigurationError, Outcome, Settings, Tracker
+from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
+from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.settings import ENVIRONMENT, FLASK, INI, PYTHON, Options, Spelling
 
-from .support import OLD_SECRET, SECRET, SITE_ID, make_settings, problems_of
+from .support import LINK, OLD_SECRET, SECRET, SITE_ID, make_conversion, make_environ, make_settings, problems_of
 
 SPELLINGS = [
     pytest.param(PYTHON, id="python"),
@@ -327,3 +330,24 @@ def test_a_tracker_takes_every_setting_by_keyword() -> None:
 
     with pytest.raises(ConfigurationError, match="did you mean secret_key="):
         Tracker(**misspelt)
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        pytest.param(str, SQLiteOutbox, id="str"),
+        pytest.param(Path, SQLiteOutbox, id="Path"),
+        pytest.param(lambda path: f"sqlite:///{path}", SQLAlchemyOutbox, id="URL"),
+    ],
+)
+def test_a_trackers_outbox_is_where_the_setting_says(
+    make_tracker: Callable[..., Tracker], tmp_path: Path, written: Callable[[Path], Any], kind: type
+) -> None:
+    """A path is a file of this package; a URL, of SQLite as well, is the shop's database through SQLAlchemy."""
+    path = tmp_path / "shop.db"
+    tracker = make_tracker(outbox=written(path))
+    record = tracker.visit(make_environ(LINK)).record(make_conversion())
+
+    assert record.outcome is Outcome.RECORDED
+    assert type(tracker.outbox) is kind
+    assert path.exists()
