@@ -131,7 +131,7 @@ def settings(options: dict[str, Any], postgres: Any) -> dict[str, Any]:
     """The outbox is in PostgreSQL, empty; a row in a dead worker's hands is due again after 3 seconds."""
     outbox = SQLAlchemyOutbox(postgres.url)
     outbox.statistics()
-    with outbox._engine.get().begin() as db:
+    with outbox.engine.begin() as db:
         outbox.table.drop(db)
     outbox.close()
     return {**options, "outbox": postgres.url, "deadline": "1", "read_timeout": "0.9", "connect_timeout": "0.9"}
