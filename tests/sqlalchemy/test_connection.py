@@ -21,8 +21,8 @@ from katalys_wsgi.errors import UnusableConnection
 from katalys_wsgi.outbox import Added, State
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, store
 
+from ..outbox_conformance import conversion
 from ..support import make_conversion, make_environ
-from ..test_outbox import conversion
 from .shop import (
     ORDER,
     Base,

@@ -14,7 +14,7 @@ from katalys_wsgi import ConfigurationError, Outcome, Tracker
 from katalys_wsgi.outbox import Added
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 
-from ..test_outbox import conversion
+from ..outbox_conformance import conversion
 from .shop import ORDER, Base, engine_of, orders, record, recorded
 
 

@@ -1,6 +1,6 @@
 """katalys_wsgi/outbox/sqlalchemy/store.py: the outbox in a database keeps the promises of every outbox.
 
-The suite is that of test_outbox.py, unchanged; what only a database does follows.
+The suite is that of outbox_conformance.py, unchanged; what only a database does follows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from katalys_wsgi import OutboxUnavailable
 from katalys_wsgi.outbox import Added, Archive, Change, Entry, Outbox, Receipt, Verdict
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, store
 
-from ..support import Clock, Stopwatch, wait_until
-from ..test_outbox import (  # noqa: F401 - the suite
+from ..outbox_conformance import (  # noqa: F401 - the suite
     LEASE,
     TestAdd,
     TestApply,
@@ -36,6 +35,7 @@ from ..test_outbox import (  # noqa: F401 - the suite
     conversion,
     row,
 )
+from ..support import Clock, Stopwatch, wait_until
 from .shop import ROOT, engine_of, environment, run
 
 
@@ -130,7 +130,7 @@ def test_a_fork_shares_nothing_with_its_parent(url: str, real_time: SQLAlchemyOu
         import os, sys
         from sqlalchemy import create_engine
         from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, store
-        from tests.test_outbox import conversion
+        from tests.outbox_conformance import conversion
         url, uses = sys.argv[1:]
         outbox = SQLAlchemyOutbox(url if uses == "address" else create_engine(url))
         outbox.add(conversion("before"))

@@ -22,7 +22,7 @@ from katalys_wsgi.conversion.order import LONGEST_IDENTIFIER
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, outbox_table
 from katalys_wsgi.outbox.sqlalchemy.table import LONGEST_KEY, Now, insert_if_new
 
-from ..test_outbox import conversion, row, update
+from ..outbox_conformance import conversion, row, update
 from .shop import ROOT, engine_of, environment, record
 
 DIALECTS: dict[str, Dialect] = {
@@ -74,7 +74,7 @@ def test_many_processes_make_the_table_at_once(url: str) -> None:
     script = """
         import sys
         from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
-        from tests.test_outbox import conversion
+        from tests.outbox_conformance import conversion
         outbox = SQLAlchemyOutbox(sys.argv[1])
         print("ready", flush=True)
         sys.stdin.readline()

@@ -19,9 +19,9 @@ from katalys_wsgi.outbox import Added
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.outbox.sqlalchemy.watchdog import GRACE, Watchdog
 
+from ..outbox_conformance import conversion
 from ..servers import Postgres
 from ..support import Stopwatch
-from ..test_outbox import conversion
 from .shop import clear
 
 

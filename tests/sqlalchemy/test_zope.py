@@ -24,8 +24,8 @@ from katalys_wsgi.errors import UnusableConnection
 from katalys_wsgi.outbox import Added
 from katalys_wsgi.outbox.sqlalchemy.zope import mark_changed
 
+from ..outbox_conformance import conversion
 from ..support import LINK, make_conversion
-from ..test_outbox import conversion
 from .shop import ORDER, Order, orders, record, recorded, run
 
 OF_THE_THREAD = transaction.manager
@@ -120,7 +120,7 @@ def test_a_shop_without_zope_sqlalchemy_does_not_load_it(url: str) -> None:
         from sqlalchemy import create_engine
         from sqlalchemy.orm import Session
         from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
-        from tests.test_outbox import conversion
+        from tests.outbox_conformance import conversion
         engine = create_engine(sys.argv[1])
         with Session(engine) as session:
             SQLAlchemyOutbox(sys.argv[1]).add(conversion(), connection=session)
