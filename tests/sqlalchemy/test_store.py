@@ -1,6 +1,6 @@
 """katalys_wsgi/outbox/sqlalchemy/store.py: the outbox in a database keeps the promises of every outbox.
 
-The suite is that of test_outbox.py, unchanged; what only a database does follows.
+The suite is that of outbox_conformance.py, unchanged; what only a database does follows.
 """
 
 from __future__ import annotations

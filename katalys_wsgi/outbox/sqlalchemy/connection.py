@@ -1,4 +1,7 @@
-"""Transactions for the outbox: one of its own, or the shop's, of which it undoes only its own part."""
+"""Transactions for the outbox: one of its own, or the shop's, of which it undoes only its own part.
+
+In the shop's transaction an order and its conversion are kept or undone together, and the shop commits.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ __all__ = ["Database"]
 
 class Database:
     """The database of an outbox and its table, which is made when it is missing.
+
+    Nothing is connected before the first use, and each process has an engine of its own.
 
     :param database: a SQLAlchemy URL, or the shop's own ``Engine``.
     :param table: the outbox's.
@@ -104,12 +109,13 @@ class Database:
                 raise UnusableConnection(f"connection= leads to another file than the outbox {self}; {_NEXT_STEP}")
 
     def _unavailable(self, error: Exception) -> OutboxUnavailable:
-        # The driver's own first line: SQLAlchemy's message repeats the statement with its values.
+        """The driver's own first line: SQLAlchemy's message repeats the statement with the buyer's data."""
         driver = getattr(error, "orig", None)
         why = f"{type(driver).__name__}: {str(driver).partition(chr(10))[0]}" if driver else type(error).__name__
         return OutboxUnavailable(f"The outbox {self} cannot be used: {why}")
 
     def _make_table(self) -> None:
+        """Make the table if it is missing; several processes may do so at once."""
         for is_last in (False, True):
             if self._has_table:
                 return

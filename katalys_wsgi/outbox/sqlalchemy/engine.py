@@ -1,4 +1,8 @@
-"""The engine of the outbox: made of a URL or the shop's own, and limits on how long its database may take."""
+"""The engine of the outbox: made of a URL or the shop's own, and limits on how long its database may take.
+
+A checkout waits for its outbox, so every way in which a database can be silent has an end: connecting and lost packets
+by the driver's arguments, locks and long statements by the database itself, a stopped server by the watchdog.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,7 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
 def checked_url(address: str) -> URL:
     """The address of a database, read and checked at start-up rather than at the first sale.
 
+    :param address: such as ``postgresql+psycopg://user:password@host/database``; its password is in no message.
     :raises ConfigurationError: it cannot be read, or its driver is not installed or is for asyncio.
     """
     try:
@@ -69,7 +74,10 @@ def checked_url(address: str) -> URL:
 def engine_maker(database: URL | Engine) -> Callable[[], Engine]:
     """A function that makes the engine of a process, at its first use there.
 
-    An engine of the shop's is used as it is, but for what it inherited through a fork.
+    An engine of the shop's is used as it is, but for what it inherited through a fork. The function has no effect but
+    that, so two threads may call it at once.
+
+    :param database: an engine must be of the process that calls this.
     """
     if isinstance(database, URL):
         return lambda: _engine(database)
@@ -84,6 +92,7 @@ def engine_maker(database: URL | Engine) -> Callable[[], Engine]:
 
 
 def _engine(url: URL) -> Engine:
+    """An engine with our limits, whatever the database's own settings are."""
     backend = url.get_backend_name()
     engine = create_engine(
         url,
@@ -98,7 +107,11 @@ def _engine(url: URL) -> Engine:
 
 
 def _begin_immediately(engine: Engine) -> None:
-    # https://docs.sqlalchemy.org/dialects/sqlite.html#pysqlite-serializable: the driver's own BEGIN comes too late.
+    """Have SQLite take its write lock when a transaction begins, and keep and remove what it says it does.
+
+    https://docs.sqlalchemy.org/dialects/sqlite.html#pysqlite-serializable: the driver's own BEGIN comes too late.
+    """
+
     @event.listens_for(engine, "connect")
     def _(connection: Any, _: object) -> None:
         connection.isolation_level = None
@@ -114,6 +127,8 @@ def _begin_immediately(engine: Engine) -> None:
 @contextmanager
 def begun(engine: Engine, patience: float) -> Iterator[Connection]:
     """A transaction, committed at the end, in which the database answers within ``patience`` or is hung up on.
+
+    A connection that died while it lay in the pool, as after a restart of the database, is replaced once.
 
     :param patience: seconds, for the whole transaction as for each statement.
     :raises sqlalchemy.exc.SQLAlchemyError: the database refused, or did not answer in time.

@@ -1,4 +1,8 @@
-"""SQLAlchemyOutbox: the outbox's methods as statements that every database understands."""
+"""SQLAlchemyOutbox: the outbox's methods as statements that every database understands.
+
+The rules of a row are in entry.py; here is only the SQL that reads and writes it. All relays of all hosts work on the
+same table, so each statement that changes a row names the state or the lease in which it expects that row.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, ScalarSelect, and_, delete, func, or_, select, update
+from sqlalchemy import Connection, Engine, MetaData, ScalarSelect, Table, and_, delete, func, or_, select, update
 from sqlalchemy.sql.expression import ColumnElement
 
 from ...conversion.postback import Kind, Postback
@@ -42,7 +46,14 @@ class SQLAlchemyOutbox:
     :param database: a SQLAlchemy URL, or the shop's own ``Engine``.
     :param clock: seconds since 1970, in place of the database's clock; for tests.
     :raises ConfigurationError: the URL cannot be read, or its driver is not installed.
+
+    Nothing is connected before the first use. Each process has connections of its own, also after a fork. Every method
+    raises :class:`~katalys_wsgi.OutboxUnavailable` when the database refuses or does not answer in time: 2 seconds
+    for ``add`` and ``history``, which a page waits for, and 10 for the others.
     """
+
+    #: The table, in a ``MetaData`` of its own; for statements of your own, and for tests.
+    table: Table
 
     def __init__(self, database: str | Engine, *, clock: Callable[[], float] | None = None) -> None:
         self.table = outbox_table(MetaData())
@@ -54,7 +65,10 @@ class SQLAlchemyOutbox:
 
     @property
     def engine(self) -> Engine:
-        """This process's engine, made at first use: for events, pool metrics and statements of your own."""
+        """This process's engine, made at first use: for events, pool metrics and statements of your own.
+
+        The shop's own where one was given, which :meth:`close` leaves open.
+        """
         return self._database.engine
 
     def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
@@ -75,6 +89,7 @@ class SQLAlchemyOutbox:
             return self._add_again(db, postback, problems, now)
 
     def _add_again(self, db: Connection, postback: Postback, problems: Sequence[str], now: Any) -> Added:
+        """What becomes of a postback whose key is there already; a dead letter may give way to it."""
         c = self.table.c
         known = select(c.id, c.state, c.attempts, c.digest).where(c.key == postback.key)
         # A locking read, because a plain one may still see what was there when the shop's transaction began; the
@@ -82,14 +97,16 @@ class SQLAlchemyOutbox:
         there = dict(db.execute(known.with_for_update(read=True, key_share=True)).mappings().one())
         entry_id = there.pop("id")
         added = added_again(postback, problems, **there)
-        if added is Added.REPLACED:
-            columns = revived_columns(postback, now) | {"clicked_at": postback.clicked_at}
-            if not self._update(db, columns, id=entry_id, state=State.DEAD.value):
-                return Added.DIFFERENT  # another process has replaced it meanwhile
-        return added
+        if added is not Added.REPLACED:
+            return added
+        is_still_dead = self._update(db, revived_columns(postback, now), id=entry_id, state=State.DEAD.value)
+        return added if is_still_dead else Added.DIFFERENT  # another process has replaced it meanwhile
 
     def claim(self, limit: int, lease: float) -> list[Entry]:
-        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`; retries take at most half while others wait."""
+        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`.
+
+        Rows that another relay is just claiming are skipped, not waited for (``FOR UPDATE SKIP LOCKED``).
+        """
         c = self.table.c
         with self._database.transaction(PATIENCE_IN_RELAY) as db:
             now = self._now(db)
@@ -102,7 +119,7 @@ class SQLAlchemyOutbox:
             return [claimed[entry_id] for entry_id in ids]
 
     def apply(self, changes: Iterable[Change]) -> int:
-        """See :meth:`Outbox.apply <katalys_wsgi.outbox.Outbox.apply>`."""
+        """See :meth:`Outbox.apply <katalys_wsgi.outbox.Outbox.apply>`; rows are written in the order of their ids."""
         with self._database.transaction(PATIENCE_IN_RELAY) as db:
             now = self._now(db)
             return sum(
@@ -111,7 +128,11 @@ class SQLAlchemyOutbox:
             )
 
     def history(self, order_id: str, *, connection: Any = None) -> list[Entry]:
-        """See :meth:`Outbox.history <katalys_wsgi.outbox.Outbox.history>`."""
+        """See :meth:`Outbox.history <katalys_wsgi.outbox.Outbox.history>`.
+
+        :param connection: as of :meth:`add`; the rows that its transaction has written are seen.
+        :raises UnusableConnection: it cannot be joined.
+        """
         with self._database.joined(connection) as db:
             entries = self._entries(db, self.table.c.order_id == order_id, order_by=self.table.c.id)
         return [entry for entry in entries if entry.order_id == order_id]  # MySQL takes "AB " for "AB"
@@ -156,7 +177,10 @@ class SQLAlchemyOutbox:
             )
 
     def prune(self, finished_before: float) -> int:
-        """See :meth:`Outbox.prune <katalys_wsgi.outbox.Outbox.prune>`."""
+        """See :meth:`Outbox.prune <katalys_wsgi.outbox.Outbox.prune>`.
+
+        In transactions of :data:`~katalys_wsgi.outbox.entry.PRUNED_AT_A_TIME` rows, so that pages do not wait long.
+        """
         deleted = self._prune_waiting(finished_before)
         c = self.table.c
         old = select(c.id).where(c.finished_at < finished_before).limit(PRUNED_AT_A_TIME)
@@ -202,6 +226,7 @@ class SQLAlchemyOutbox:
         self._database.close()
 
     def _now(self, db: Connection) -> float:
+        """Seconds since 1970 by the database's clock, or by that of a test."""
         return self._clock() if self._clock else float(db.scalar(select(Now())) or 0.0)
 
     def _update(self, db: Connection, columns: dict[str, Any], **where: Any) -> int:
@@ -212,6 +237,7 @@ class SQLAlchemyOutbox:
     def _entries(
         self, db: Connection, *where: ColumnElement[bool], order_by: Any = None, limit: int | None = None
     ) -> list[Entry]:
+        """The entries that meet all conditions; without ``order_by`` in whatever order the database likes."""
         query = select(*(self.table.c[name] for name in _FIELDS)).where(*where).order_by(order_by).limit(limit)
         return [Entry.from_row(dict(row)) for row in db.execute(query).mappings()]
 

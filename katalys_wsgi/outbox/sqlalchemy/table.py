@@ -1,4 +1,7 @@
-"""The table of the outbox, and what the databases do differently: their clocks, their INSERT, what a column takes."""
+"""The table of the outbox, and what the databases do differently: their clocks, their INSERT, what a column takes.
+
+Everything is written so that Alembic's autogenerate makes the same table without importing this package.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ LONGEST_KEY = 2 * LONGEST_IDENTIFIER + 90
 def outbox_table(metadata: MetaData) -> Table:
     """The table ``katalys_outbox`` in ``metadata``, so that Alembic's autogenerate sees it.
 
-    The outbox makes the table itself if it is missing, and then needs the right to.
+    The outbox makes the table itself if it is missing, and then needs the right to. Its columns are those of
+    :class:`~katalys_wsgi.outbox.Entry`; times are seconds since 1970.
 
     :param metadata: usually the shop's own, ``Base.metadata``; call this once for each.
     :raises sqlalchemy.exc.InvalidRequestError: ``metadata`` has the table already.
@@ -91,24 +95,30 @@ class Now(FunctionElement[float]):
 
 @compiles(Now, "postgresql")
 def _now_in_postgresql(*_: Any, **__: Any) -> str:
-    # Not now(): that is when the transaction began, which may be the shop's.
+    """Not ``now()``: that is when the transaction began, which may be the shop's."""
     return "extract(epoch FROM clock_timestamp())::float8"
 
 
 @compiles(Now, "mysql")
 @compiles(Now, "mariadb")
 def _now_in_mysql(*_: Any, **__: Any) -> str:
-    # Not unix_timestamp(now(6)): that one goes through local time, which has one hour twice a year.
+    """Not ``unix_timestamp(now(6))``: that one goes through local time, which has one hour twice a year."""
     return "(timestampdiff(microsecond, '1970-01-01', utc_timestamp(6)) / 1e6)"
 
 
 @compiles(Now)
 def _now_in_sqlite(*_: Any, **__: Any) -> str:
+    """``julianday`` counts days, and 1970 began at 2440587.5 (https://sqlite.org/lang_datefunc.html)."""
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 def insert_if_new(table: Table, dialect: Dialect) -> Insert:
-    """An INSERT that does nothing where the key is there already, and leaves the transaction usable."""
+    """An INSERT that does nothing where the key is there already, and leaves the transaction usable.
+
+    An IntegrityError would not do: in PostgreSQL it ends the transaction, which may be the shop's.
+
+    :param dialect: the database's, :data:`MYSQL`, PostgreSQL or SQLite.
+    """
     if dialect.name in MYSQL:
         return insert(table).prefix_with("IGNORE")
     if dialect.name == "postgresql":
