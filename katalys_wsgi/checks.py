@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 from .outbox import Outbox
 
 __all__ = [
-    "ENDPOINT", "LONGEST_WINDOW", "Check", "Consent", "boolean", "choice", "consent", "cookie_domain", "cookie_name",
-    "cookie_secure", "duration", "endpoint", "outbox", "secret_keys", "site_id", "sources", "whole",
+    "ENDPOINT", "LONGEST_WINDOW", "Check", "Consent", "boolean", "boolean_or_auto", "choice", "consent", "cookie_domain",
+    "cookie_name", "duration", "endpoint", "is_on_this_machine", "outbox", "secret_keys", "site_id", "sources",
+    "whole",
 ]  # fmt: skip
 
 #: The address of the specification; see "HTTP Request Details" in Katalys' Server-to-Server Implementation.
@@ -131,6 +132,11 @@ def _host(address: str) -> str | None:
         return None
 
 
+def is_on_this_machine(address: str) -> bool:
+    """Whether a valid endpoint is a loopback address."""
+    return _is_loopback(_host(address) or "")
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -189,8 +195,8 @@ def boolean(value: object) -> bool:
     return _BOOLEANS[str(value).lower()]
 
 
-def cookie_secure(value: object) -> bool | Literal["auto"]:
-    """A boolean, or ``"auto"``: Secure where the visitor's connection is https."""
+def boolean_or_auto(value: object) -> bool | Literal["auto"]:
+    """A boolean, or ``"auto"``."""
     if value == "auto":
         return "auto"
     try:

@@ -6,7 +6,10 @@
     ├── ConfigurationError (ValueError)      a setting is missing or makes no sense; raised at start-up only
     ├── InvalidConversion  (ValueError)      an order cannot be reported as it stands; strict only
     ├── InvalidToken       (ValueError)      a visit's token cannot be read; strict only
+    ├── MiddlewareMissing  (RuntimeError)    no middleware has seen the request; strict only
     ├── OutboxUnavailable  (RuntimeError)    the outbox cannot be written or read
+    │   ├── OutboxMissing                    there is no outbox, and only recording and delivery make one
+    │   └── ForeignFile                      the file is not an outbox of this package; it is left alone
     └── UnusableConnection (TypeError)       the outbox cannot join the connection it was given; strict only
 
 Each is also the standard exception it resembles, and carries its evidence.
@@ -17,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
-    "ConfigurationError", "InvalidConversion", "InvalidToken", "KatalysError", "OutboxUnavailable",
-    "UnusableConnection",
+    "ConfigurationError", "ForeignFile", "InvalidConversion", "InvalidToken", "KatalysError", "MiddlewareMissing",
+    "OutboxMissing", "OutboxUnavailable", "UnusableConnection",
 ]  # fmt: skip
 
 
@@ -56,8 +59,20 @@ class InvalidToken(KatalysError, ValueError):
     """A visit's token cannot be read: cut short, altered, or signed with a key that is no longer listed."""
 
 
+class MiddlewareMissing(KatalysError, RuntimeError):
+    """No middleware of this package has seen the request, so its click was never kept."""
+
+
 class OutboxUnavailable(KatalysError, RuntimeError):
     """The outbox cannot be written or read; the message says why and what to do."""
+
+
+class OutboxMissing(OutboxUnavailable):
+    """There is no outbox at that place. Only recording and delivery make one; readers never do."""
+
+
+class ForeignFile(OutboxUnavailable):
+    """The file at the outbox's place is not one of this package; it was not touched."""
 
 
 class UnusableConnection(KatalysError, TypeError):

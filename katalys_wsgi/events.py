@@ -68,6 +68,14 @@ _TUNE_PROXIES = "Set trusted_proxies to the number of proxies in front of the sh
 
 #: Every event there is, by name.
 EVENTS: Mapping[str, EventType] = MappingProxyType({
+    # start
+    "tracker_started": EventType(
+        INFO, ("site_id", "endpoint", "outbox", "delivery", "live"), "A process of the shop was first used.",
+    ),
+    "middleware_missing": EventType(
+        ERROR, ("advice",), "No middleware has seen the request, so clicks are not kept; logged once.",
+        "Put ClickMiddleware (or the framework's adapter) around the application.",
+    ),
     # attribution
     "cookie_unreadable": EventType(
         DEBUG, ("reason",), "A click cookie was altered, cut short or signed with an unknown key.",
@@ -127,6 +135,10 @@ EVENTS: Mapping[str, EventType] = MappingProxyType({
     "postback_buried": EventType(
         ERROR, ("order_id", "kind", "attempts", "status", "reason"), "A message became a dead letter.",
         "Ask: katalys-wsgi why ORDER. Then: katalys-wsgi retry ORDER --set FIELD=VALUE.",
+    ),
+    "delivery_held": EventType(
+        WARNING, ("reason", "advice"), "Postbacks wait in the outbox instead of leaving this machine; logged once.",
+        "Nothing, in development and tests. To send them set live=true (KATALYS_LIVE).",
     ),
     "endpoint_paused": EventType(
         ERROR, ("status", "reason"), "Delivery pauses, and one row at a time finds out when it works again.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .attribution.click import MARKER
 from .tracker import Tracker
+from .visit import TRACKER
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -36,9 +37,13 @@ class ClickMiddleware:
     def __init__(self, app: WSGIApplication, tracker: Tracker) -> None:
         self._app = app
         self._tracker = tracker
+        self._first_request = tracker.first_request
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333). Raises what the application raises, and nothing else."""
+        environ[TRACKER] = self._tracker
+        if self._first_request.pending:
+            self._first_request()
         # Almost every request ends here; one that may bring a click is looked at more closely.
         if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
             return self._app(environ, start_response)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-__all__ = ["IMPORTS", "ForkLock", "PerProcess"]
+__all__ = ["IMPORTS", "ForkLock", "OncePerProcess", "PerProcess"]
 
 T = TypeVar("T")
 
@@ -88,6 +88,24 @@ class PerProcess(Generic[T]):
             _immortalise(self._values.pop(pid))
 
 
+class OncePerProcess:
+    """A function that each process calls once; a forked child calls it again.
+
+    :ivar pending: this process has not called it yet. Looked at first, it spares the hot path a call.
+    """
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self.pending: bool = True
+        _onces.add(self)
+
+    def __call__(self) -> None:
+        """Call the function, if this process has not yet; two threads may both do so at the very first use."""
+        if self.pending:
+            self.pending = False
+            self._function()
+
+
 def _immortalise(value: object) -> None:
     """Keep ``value`` from being destroyed, and so closed, even when the interpreter shuts down."""
     import ctypes  # only in a child that inherited something; costs others nothing
@@ -97,6 +115,7 @@ def _immortalise(value: object) -> None:
 
 _instances: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+_onces: weakref.WeakSet[OncePerProcess] = weakref.WeakSet()
 
 #: Held around an import inside a function. A child that is born while another thread of its parent imports a module
 #: could never import it: it inherits the module's import lock, locked.
@@ -118,6 +137,8 @@ def _after_fork_in_child() -> None:
         lock._after_fork_in_child()
     for instance in list(_instances):
         instance._abandon_inherited()
+    for once in list(_onces):
+        once.pending = True
 
 
 if hasattr(os, "register_at_fork"):  # where there is none, as on Windows, nothing forks

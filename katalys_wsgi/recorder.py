@@ -29,23 +29,43 @@ class Recorder:
     Nothing that goes wrong in here breaks a checkout, unless the visit is strict.
 
     :param wake: called after each call and each deferred write, whatever came of it: starts the relay.
+    :param held: says why postbacks stay on this machine for now; None when they may leave.
     """
 
-    def __init__(self, settings: Settings, outbox: Outbox, *, events: Events, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        *,
+        events: Events,
+        wake: Callable[[], None],
+        held: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._outbox = outbox
         self._events = events
         self._wake = wake
+        self._held = held
         self._reports_every_order = settings.conversion_type == "offline_conv"
         self._email_key = settings.secret_key[0] if settings.hash_email else None
 
     def record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
         """See :meth:`Visit.record <katalys_wsgi.Visit.record>`."""
-        return self._guarded(lambda: self._record(visit, conversion, connection), conversion, strict=visit.strict)
+
+        def record() -> Record:
+            _check_type(conversion, Conversion, "record")
+            return self._record(visit, conversion, connection)
+
+        return self._guarded(record, conversion, strict=visit.strict)
 
     def record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
         """See :meth:`Visit.record_update <katalys_wsgi.Visit.record_update>`."""
-        return self._guarded(lambda: self._record_update(visit, update, connection), update, strict=visit.strict)
+
+        def record() -> Record:
+            _check_type(update, OrderUpdate, "record_update")
+            return self._record_update(visit, update, connection)
+
+        return self._guarded(record, update, strict=visit.strict)
 
     def _guarded(self, record: Callable[[], Record], order: object, *, strict: bool) -> Record:
         try:
@@ -62,7 +82,7 @@ class Recorder:
         if visit.no_consent:
             return Record(Outcome.NO_CONSENT, reason="the visitor did not consent")
         if visit.click is None and not self._reports_every_order:
-            return Record(Outcome.NO_CLICK, reason="the visitor did not come through a Katalys link")
+            return Record(Outcome.NO_CLICK, reason=_UNSEEN if visit.unseen else _NO_LINK)
         if visit.client_ip is None:
             self._events.emit_once("client_ip_unknown", advice="is trusted_proxies the number of your proxies?")
         postback = Postback.from_conversion(
@@ -113,7 +133,7 @@ class Recorder:
             if connection is not None:  # the order may yet be rolled back, so it must not be sent
                 return self._lost(postback.order_id, str(error), postback.key, problems)
             return self._send_directly(postback, problems, str(error))
-        outcome, reason = _INVALID if problems else _ADDED[added]
+        outcome, reason = (Outcome.INVALID, _to_correct(problems)) if problems else _ADDED[added]
         self._events.emit(_EVENTS[postback.kind, outcome], order_id=postback.order_id, reason=reason)
         return Record(outcome, postback.key, tuple(problems), reason)
 
@@ -121,6 +141,9 @@ class Recorder:
         """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline."""
         if problems:
             return self._lost(postback.order_id, why, postback.key, problems)
+        held = self._held()
+        if held is not None:
+            return self._lost(postback.order_id, f"{why} It was not sent directly: {held}.", postback.key)
         receipt = _send(self._settings, postback.payload)
         if receipt.verdict is not Verdict.DELIVERED:
             return self._lost(postback.order_id, f"{why} Sending it directly failed too: {receipt.error}", postback.key)
@@ -138,7 +161,8 @@ _ADDED = {
     Added.SAME: (Outcome.DUPLICATE, "recorded before"),
     Added.DIFFERENT: (Outcome.DUPLICATE, "recorded before with other fields, which stand"),
 }
-_INVALID = (Outcome.INVALID, "kept as a dead letter, to be corrected")
+_NO_LINK = "the visitor did not come through a Katalys link"
+_UNSEEN = f"{_NO_LINK}, or it was missed: no ClickMiddleware has seen this request"
 _EVENTS = {
     (Kind.CONVERSION, Outcome.RECORDED): "conversion_recorded",
     (Kind.CONVERSION, Outcome.DUPLICATE): "conversion_duplicate",
@@ -147,6 +171,23 @@ _EVENTS = {
     (Kind.UPDATE, Outcome.DUPLICATE): "update_duplicate",
     (Kind.UPDATE, Outcome.INVALID): "update_invalid",
 }
+
+
+class _WrongCall(KatalysError, TypeError):
+    """Something was passed that cannot be recorded; ours, so its text may be logged."""
+
+
+def _check_type(order: object, kind: type, verb: str) -> None:
+    if isinstance(order, kind):
+        return
+    hint = {Conversion: "; use record() for it", OrderUpdate: "; use record_update() for it"}.get(type(order), "")
+    raise _WrongCall(f"{verb}() takes {kind.__name__}(order_id=..., ...), not {type(order).__name__}{hint}.")
+
+
+def _to_correct(problems: Sequence[str]) -> str:
+    """Why an order is invalid, by the names of its fields: their values may be personal data."""
+    names = dict.fromkeys(problem.partition(":")[0] for problem in problems)
+    return f"kept as a dead letter, to be corrected: {', '.join(names)}"
 
 
 def _problems(order: Conversion | OrderUpdate, *, strict: bool) -> list[str]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
-    "ENVIRONMENT", "FLASK", "INI", "PYTHON", "Attribution", "ConversionType", "Delivery", "Options", "Settings",
-    "Spelling", "WireName",
+    "ENVIRONMENT", "FLASK", "INI", "PYTHON", "Attribution", "ConversionType", "Delivery", "Layer", "Options",
+    "Settings", "Spelling", "WireName",
 ]  # fmt: skip
 
 ConversionType = Literal["force_convert", "offline_conv"]
@@ -68,6 +68,10 @@ FLASK = Spelling("KATALYS_", upper=True)
 INI = Spelling("katalys.", textual=True)
 
 
+#: Values of one place under their plain names, and how its readers write those.
+Layer = tuple[Mapping[str, object], Spelling]
+
+
 class Options(TypedDict, total=False):
     """The settings as callers write them, for type checkers: ``Tracker(**options)``, ``Katalys(app, **options)``.
 
@@ -79,6 +83,7 @@ class Options(TypedDict, total=False):
     secret_key: str | Sequence[str]
     conversion_type: ConversionType
     endpoint: str
+    live: bool | Literal["auto"]
     wire: WireName
     attribution: Attribution
     attribution_window: timedelta | float
@@ -124,6 +129,7 @@ class Settings:
     secret_key: tuple[str, ...] = _setting(checks.secret_keys, default=(), secret=True)
     conversion_type: ConversionType = _setting(_choice(ConversionType), default="force_convert")
     endpoint: str = _setting(checks.endpoint, default=ENDPOINT)
+    live: bool | Literal["auto"] = _setting(checks.boolean_or_auto, default="auto")
     wire: WireName = _setting(_choice(WireName), default="json")
     attribution: Attribution = _setting(_choice(Attribution), default="last-click")
     # Katalys' programs pay for sales within 30 days of the click unless agreed otherwise.
@@ -131,7 +137,7 @@ class Settings:
     sources: tuple[str, ...] = _setting(checks.sources, default=("katalys", "revoffers"))
     cookie_name: str = _setting(checks.cookie_name, default="katalys_click")
     cookie_domain: str | None = _setting(checks.cookie_domain, default=None)
-    cookie_secure: bool | Literal["auto"] = _setting(checks.cookie_secure, default="auto")
+    cookie_secure: bool | Literal["auto"] = _setting(checks.boolean_or_auto, default="auto")
     consent: Consent | None = _setting(checks.consent, default=None)
     trusted_proxies: int = _setting(checks.whole(0, 16), default=0)
     outbox: str | Path | Outbox = _setting(
@@ -148,7 +154,7 @@ class Settings:
     strict: bool = _setting(checks.boolean, default=False)
 
     def __init__(self, **options: Unpack[Options]) -> None:
-        self._keep(options, PYTHON)
+        self._keep({name: (value, PYTHON) for name, value in options.items()}, PYTHON)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object], spelling: Spelling = PYTHON) -> Settings:
@@ -158,35 +164,54 @@ class Settings:
         :param spelling: of the reader; where it is textual, several secret keys are separated by white space.
         :raises ConfigurationError: also for an unknown name, with the nearest known one.
         """
+        return cls.from_layers((values, spelling))
+
+    @classmethod
+    def from_layers(cls, *layers: Layer, missing: Spelling | None = None) -> Settings:
+        """Settings from several places, of which the first that gives a setting wins.
+
+        A problem is reported in the spelling of the place that gave the value.
+
+        :param layers: pairs of values under their plain names and the spelling of their place.
+        :param missing: the spelling of what is given nowhere, the first layer's unless given.
+        :raises ConfigurationError: also for an unknown name; in the environment, which others use too, only if there
+            is a near one.
+        """
         settings = cls.__new__(cls)
-        settings._keep(values, spelling)
+        given = {name: (value, spelling) for values, spelling in reversed(layers) for name, value in values.items()}
+        settings._keep(given, missing or layers[0][1])
         return settings
 
-    def _keep(self, values: Mapping[str, object], spelling: Spelling) -> None:
-        for name, value in _converted(values, spelling).items():
+    def _keep(self, given: Mapping[str, tuple[object, Spelling]], missing: Spelling) -> None:
+        for name, value in _converted(given, missing).items():
             object.__setattr__(self, name, value)
 
 
-def _converted(given: Mapping[str, object], spelling: Spelling) -> dict[str, Any]:
+def _converted(given: Mapping[str, tuple[object, Spelling]], missing: Spelling) -> dict[str, Any]:
     table = {setting.name: setting for setting in fields(Settings)}
-    problems = [_unknown(name, table, spelling) for name in given if name not in table]
+    problems = [_unknown(name, table, spelling) for name, (_, spelling) in given.items() if name not in table]
+    problems = [problem for problem in problems if problem]
     converted = {}
     for name, setting in table.items():
-        value = given.get(name, setting.default)
+        value, spelling = given.get(name, (setting.default, missing))
         if spelling.textual and name == "secret_key" and isinstance(value, str):
             value = value.split()
         try:
             converted[name] = setting.metadata["check"](value)
         except ValueError as error:
             problems.append(f"{spelling.of(name)} {error}.")
-    problems = problems or _contradictions(converted, spelling)
+    problems = problems or _contradictions(converted, given["cookie_name"][1] if "cookie_name" in given else missing)
     if problems:
         raise ConfigurationError(problems)
     return converted
 
 
 def _unknown(name: str, known: Iterable[str], spelling: Spelling) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    """The problem of an unknown name; empty where it is none of ours."""
+    is_shared = spelling is ENVIRONMENT
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.7 if is_shared else 0.5)
+    if is_shared and not nearest:
+        return ""
     advice = f"did you mean {spelling.of(nearest[0])}?" if nearest else "see the table of settings in the README."
     return f"{spelling.of(name)} is an unknown setting; {advice}"
 

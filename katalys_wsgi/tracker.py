@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from .attribution.arrival import ArrivalReader
@@ -13,14 +14,16 @@ from .attribution.cookie import ClickCookie
 from .attribution.token import TokenContent, VisitTokens
 from .conversion.order import OrderUpdate
 from .delivery.background import RelayThread
-from .errors import ConfigurationError, InvalidToken
+from .delivery.hold import Hold, Reason
+from .errors import ConfigurationError, InvalidToken, MiddlewareMissing
 from .events import Events, Hook
 from .javascript import Html, script_tag
 from .outbox import Outbox, open_outbox
-from .process import IMPORTS, PerProcess
+from .outbox.memory import MemoryOutbox
+from .process import IMPORTS, OncePerProcess, PerProcess
 from .recorder import Recorder
 from .settings import ENVIRONMENT, PYTHON, Settings
-from .visit import Defer, Record, Verbs, Visit
+from .visit import TRACKER, Defer, Record, Verbs, Visit
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -59,7 +62,12 @@ class Tracker:
         settings = self.settings
         self._clock = clock
         self._events = Events(hooks)
-        self.outbox: Outbox = open_outbox(settings.outbox, clock=clock, events=self._events)
+        self._outbox = open_outbox(settings.outbox, clock=clock, events=self._events)
+        self._hold = Hold(settings)
+        self._uses_memory: Reason = lambda: None
+        #: To be called at each request; middlewares look at its ``pending`` first, which spares them the call.
+        self.first_request: OncePerProcess = OncePerProcess(self._begin)
+        self._announce = OncePerProcess(self._log_start)
         self._relay = PerProcess(self._make_relay)
         self._thread = PerProcess(lambda: RelayThread(self._make_relay, self._events))
         self._is_stopping = False
@@ -81,8 +89,12 @@ class Tracker:
             events=self._events,
             clock=clock,
         )
-        recorder = Recorder(settings, self.outbox, events=self._events, wake=self._wake)
-        self._verbs = Verbs(recorder.record, recorder.record_update, self._token, self._resume)
+        self._verbs = Verbs(
+            lambda *call: self._recorder.record(*call),
+            lambda *call: self._recorder.record_update(*call),
+            self._token,
+            self._resume,
+        )
 
     @classmethod
     def from_environ(
@@ -100,10 +112,37 @@ class Tracker:
         :raises ConfigurationError: a setting is missing, unknown or makes no sense.
         """
         values = ENVIRONMENT.select(os.environ if environ is None else environ)
-        return cls(Settings.from_mapping({**values, **options}, ENVIRONMENT), hooks=hooks, clock=clock)
+        settings = Settings.from_layers((options, PYTHON), (values, ENVIRONMENT), missing=ENVIRONMENT)
+        return cls(settings, hooks=hooks, clock=clock)
 
     def __repr__(self) -> str:
         return f"Tracker({self.settings!r})"
+
+    @property
+    def held(self) -> str | None:
+        """Why postbacks wait in the outbox instead of leaving this machine; None when they leave."""
+        return self._hold()
+
+    def hold_while(self, reason: Reason, *, in_memory: bool = False) -> None:
+        """Keep postbacks on this machine while ``reason`` gives one, unless the setting live decides; for adapters.
+
+        :param reason: such as "Flask's TESTING"; None when postbacks may leave.
+        :param in_memory: if the reason holds when the outbox is first used, and none was configured, it is kept in
+            memory: a test suite leaves no file behind.
+        """
+        self._hold.add(reason)
+        if in_memory:
+            self._uses_memory = reason
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Where postbacks wait; decided when it is first used, see :meth:`hold_while`."""
+        is_default = self.settings.outbox == Settings.__dataclass_fields__["outbox"].default
+        return MemoryOutbox(clock=self._clock) if is_default and self._uses_memory() else self._outbox
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        return Recorder(self.settings, self.outbox, events=self._events, wake=self._wake, held=self._hold)
 
     # --- a request ---
 
@@ -114,12 +153,16 @@ class Tracker:
         :param strict: in place of the setting.
         :param defer: see :class:`~katalys_wsgi.Visit`.
         :raises TypeError: ``request`` is neither.
+        :raises MiddlewareMissing: no middleware has seen the request; only if strict, otherwise it is logged once.
         """
         environ = _environ(request)
+        unseen = TRACKER not in environ
+        if unseen:
+            self._report_missing_middleware(self.settings.strict if strict is None else strict)
         arrival = self._arrivals.arrival(environ)
         visitor = self._arrivals.visitor(environ)
         content = TokenContent(arrival.click, visitor.client_ip, visitor.user_agent, arrival.refused)
-        return self._make_visit(content, strict=strict, defer=defer)
+        return self._make_visit(content, strict=strict, defer=defer, unseen=unseen)
 
     def resume(self, token: str, *, strict: bool | None = None, defer: Defer | None = None) -> Visit:
         """The visit of which ``token`` was made, in another request, process or week: payment webhooks, returns.
@@ -143,9 +186,19 @@ class Tracker:
         """The value of the ``Set-Cookie`` header that the answer to this request needs; None for almost every one."""
         return self._arrivals.set_cookie_for(environ)
 
-    def _make_visit(self, content: TokenContent, *, strict: bool | None, defer: Defer | None) -> Visit:
+    def _make_visit(
+        self, content: TokenContent, *, strict: bool | None, defer: Defer | None, unseen: bool = False
+    ) -> Visit:
         strict = self.settings.strict if strict is None else strict
-        return Visit(*content, strict=strict, defer=defer, verbs=self._verbs)
+        return Visit(*content, strict=strict, unseen=unseen, defer=defer, verbs=self._verbs)
+
+    def _report_missing_middleware(self, strict: bool) -> None:  # noqa: FBT001 - one caller, above
+        if strict:
+            raise MiddlewareMissing(
+                "No middleware of katalys_wsgi has seen this request, so its click was never kept. Put "
+                "ClickMiddleware(application, tracker), or the framework's adapter, around the application."
+            )
+        self._events.emit_once("middleware_missing", advice="put ClickMiddleware around the application")
 
     def _token(self, visit: Visit) -> str:
         return self._tokens.dumps(TokenContent(visit.click, visit.client_ip, visit.user_agent, visit.no_consent))
@@ -173,6 +226,7 @@ class Tracker:
 
     def deliver(self) -> None:
         """Deliver, in the calling thread, until :meth:`stop`; what ``katalys-wsgi deliver`` does."""
+        self._announce()
         relay = self._relay.get()
         if not self._is_stopping:
             relay.run()
@@ -184,6 +238,7 @@ class Tracker:
         :returns: how many rows were ``settled``, ``postponed`` and ``buried``.
         :raises OutboxUnavailable: the outbox cannot be read or written.
         """
+        self._announce()
         relay = self._relay.get()
         if self._is_stopping:
             at_most = 0
@@ -211,14 +266,30 @@ class Tracker:
             relay.close()
         self.outbox.close()
 
+    def _begin(self) -> None:
+        """What a process does at its first request: from then on what a killed one left behind is delivered."""
+        self._announce()
+        self._wake()
+
+    def _log_start(self) -> None:
+        settings = self.settings
+        self._events.emit(
+            "tracker_started",
+            site_id=settings.site_id,
+            endpoint=settings.endpoint,
+            outbox=self.outbox,
+            delivery=settings.delivery,
+            live=settings.live if self.held is None else f"no, {self.held}",
+        )
+
     def _make_relay(self) -> Relay:
         with IMPORTS:
             from .delivery.relay import Relay  # loads requests, which the shop's pages otherwise do without
-        return Relay(self.outbox, self.settings, events=self._events, clock=self._clock)
+        return Relay(self.outbox, self.settings, events=self._events, clock=self._clock, held=self._hold)
 
     def _wake(self) -> None:
-        """At any checkout, an affiliate's or not: what a killed process left behind is delivered then."""
-        if self.settings.delivery == "thread":
+        """Have this process's relay thread look into the outbox, if it has one and there is something to do for it."""
+        if self.settings.delivery == "thread" and self.held is None:
             self._thread.get().wake()
 
 

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from .attribution.click import Click
 from .conversion.order import Conversion, OrderUpdate
 
-__all__ = ["Defer", "Outcome", "Record", "Verbs", "Visit"]
+__all__ = ["TRACKER", "Defer", "Outcome", "Record", "Verbs", "Visit"]
+
+#: The key under which a middleware leaves its tracker in the WSGI environ, for the application to find it.
+TRACKER = "katalys_wsgi.tracker"
 
 
 class Outcome(Enum):
@@ -65,6 +68,7 @@ class Visit:
     :param user_agent: the visitor's User-Agent header; empty when there is none.
     :param no_consent: there is a click, or every order is reported, and the visitor did not consent.
     :param strict: raise for invalid data and an unusable outbox.
+    :param unseen: no middleware of this package has seen the request, so a click may have been missed.
     :param defer: puts writing off until the shop's transaction has committed; None writes at once.
     """
 
@@ -73,6 +77,7 @@ class Visit:
     user_agent: str = field(repr=False)
     no_consent: bool = False
     strict: bool = False
+    unseen: bool = False
     defer: Defer | None = field(default=None, repr=False, compare=False)
     verbs: Verbs = field(repr=False, compare=False, kw_only=True)
 

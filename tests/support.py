@@ -16,6 +16,7 @@ import pytest
 from katalys_wsgi import Click, ConfigurationError, Conversion, Event, OrderUpdate, Settings, Tracker, Visit
 from katalys_wsgi.conversion.postback import Postback
 from katalys_wsgi.settings import PYTHON, Spelling
+from katalys_wsgi.visit import TRACKER
 
 SITE_ID = "KA-1A2B3C4"
 SECRET = "kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2"
@@ -95,10 +96,10 @@ def fields_of(postback: Postback) -> dict[str, str]:
 
 
 def make_environ(query: str = "", *, cookie: str | None = None, **changes: Any) -> dict[str, Any]:
-    """A WSGI environ of the buyer's browser; ``cookie`` is a whole Cookie header."""
+    """A WSGI environ of the buyer's browser that a middleware has seen; ``cookie`` is a whole Cookie header."""
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
-    environ.update(QUERY_STRING=query, REMOTE_ADDR=BUYER_IP, HTTP_USER_AGENT=BUYER_AGENT)
+    environ.update({"QUERY_STRING": query, "REMOTE_ADDR": BUYER_IP, "HTTP_USER_AGENT": BUYER_AGENT, TRACKER: None})
     if cookie is not None:
         environ["HTTP_COOKIE"] = cookie
     environ.update(changes)

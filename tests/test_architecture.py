@@ -45,7 +45,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("checks",),
     ("settings",),
     # how it gets there
-    ("delivery", "delivery.policy", "delivery.redaction"),
+    ("delivery", "delivery.hold", "delivery.policy", "delivery.redaction"),
     ("delivery.transport", "delivery.breaker", "delivery.workers"),
     ("delivery.sender",),
     ("delivery.relay",),

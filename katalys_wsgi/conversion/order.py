@@ -226,7 +226,9 @@ def _is_given(value: object) -> bool:
 
 
 def _keep_as_tuple(owner: object, name: str) -> None:
-    """Freeze a list, and keep what a generator yields: the first look at it would use it up."""
+    """Freeze a list, and keep what a generator yields: the first look at it would use it up. None is an empty list."""
     value = getattr(owner, name)
+    if value is None:
+        value = []
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, tuple)):
         object.__setattr__(owner, name, tuple(value))

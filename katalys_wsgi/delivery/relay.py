@@ -15,15 +15,19 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..errors import OutboxUnavailable
 from ..events import Events
 from ..outbox import Change, Entry, Outbox, Receipt, State, Verdict
+from ..process import IMPORTS, PerProcess
 from ..settings import Settings
 from .breaker import CircuitBreaker
 from .policy import back_off
-from .sender import Sender
 from .workers import WorkerPool
+
+if TYPE_CHECKING:
+    from .sender import Sender
 
 __all__ = ["POLL", "PRUNE_EVERY", "ROWS_PER_WORKER", "Drained", "Relay"]
 
@@ -64,6 +68,7 @@ class Relay:
     :param events: gets an event for each row and each change of the endpoint; None only logs.
     :param clock: seconds since 1970.
     :param chance: random numbers below 1, for the jitter.
+    :param held: says why postbacks stay on this machine for now; None when they may leave.
     """
 
     def __init__(
@@ -74,9 +79,12 @@ class Relay:
         events: Events | None = None,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
+        held: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._outbox = outbox
-        self._sender = Sender(settings)
+        self._settings = settings
+        self._held = held
+        self._sender = PerProcess(self._make_sender)  # when a row is due: it loads requests
         self._workers = settings.delivery_workers
         self._capacity = settings.delivery_workers * ROWS_PER_WORKER
         self._deadline = settings.deadline.total_seconds()
@@ -121,7 +129,9 @@ class Relay:
 
     def close(self) -> None:
         """Close this process's idle connections to Katalys; the next drain opens new ones."""
-        self._sender.close()
+        sender = self._sender.discard()
+        if sender is not None:
+            sender.close()
 
     def drain(self, at_most: float | None = None) -> Drained:
         """Deliver what is due; return when nothing is left, or when the endpoint must be left alone for a while.
@@ -133,7 +143,8 @@ class Relay:
         give_up_at = None if at_most is None else time.monotonic() + at_most
 
         def may_begin() -> bool:
-            return not self._stopped and (give_up_at is None or time.monotonic() < give_up_at)
+            in_time = give_up_at is None or time.monotonic() < give_up_at
+            return in_time and not self._stopped and not self._is_held()
 
         with (
             self._one_drain_at_a_time,
@@ -177,9 +188,20 @@ class Relay:
         leased_for = (entry.leased_until or 0.0) - self._clock()
         if not may_begin() or self._breaker.is_open or leased_for < self._deadline:
             return None
-        receipt = self._sender.send(entry.payload)
+        receipt = self._sender.get().send(entry.payload)
         self._note(receipt)  # here, not where it is settled: the next row of this thread must know
         return receipt
+
+    def _make_sender(self) -> Sender:
+        with IMPORTS:
+            from .sender import Sender
+        return Sender(self._settings)
+
+    def _is_held(self) -> bool:
+        reason = self._held()
+        if reason is not None:
+            self._events.emit_once("delivery_held", reason=reason, advice="to send them set live=true")
+        return reason is not None
 
     def _note(self, receipt: Receipt) -> None:
         """Let the circuit breaker learn from an attempt, and report when it opens or closes."""
