@@ -11,7 +11,6 @@ from pathlib import Path
 
 import requests
 
-import katalys_wsgi.delivery.relay  # noqa: F401 - else the first drain would be the one to import it
 from katalys_wsgi import Tracker
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from tests.support import SECRET, SITE_ID, make_conversion, make_environ
