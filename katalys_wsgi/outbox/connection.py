@@ -1,4 +1,7 @@
-"""A process's one connection to the outbox's SQLite file: opened at first use, shared by its threads."""
+"""A process's one connection to the outbox's SQLite file: opened at first use, shared by its threads.
+
+It is opened anew when another file has taken the place of its own, and when the file turns out to be damaged.
+"""
 
 from __future__ import annotations
 
@@ -109,10 +112,13 @@ class Connection:
             self._unreported.append(recovery)
 
     def _handled(self, error: Exception) -> OutboxUnavailable:
-        """What to raise for ``error``; a damaged file is recovered first."""
+        """What to raise for ``error``; a damaged file is recovered first.
+
+        When that fails too, because the disk is full, the damaged file stays, and the next use tries again.
+        """
         if is_damage(error):
             self._let_go()
-            with suppress(sqlite3.Error, OSError):  # a full disk; the next one to meet the damage tries again
+            with suppress(sqlite3.Error, OSError):
                 self._recover()
                 return Recovered(f"The outbox {self._path} was damaged and is in quarantine: {error}.")
         advice = "See that its directory exists, is writable for this user and is on a local disk with free space."

@@ -36,7 +36,13 @@ _BLANK = {"leased_until": None, "lease_token": None, "confirmed": False, "histor
 class MemoryOutbox:
     """An :class:`~katalys_wsgi.outbox.Archive` in memory, safe to share between threads.
 
-    It keeps its rows when it is closed, as a file would, and loses them with the process: for tests only.
+    It keeps its rows when it is closed, as a file would, and loses them with the process: for tests only. A forked
+    child has a copy of its own::
+
+        outbox = MemoryOutbox()
+        tracker = Tracker(site_id="KA-1A2B3C4", secret_key=SECRET, outbox=outbox, delivery="external")
+        ...
+        assert [entry.order_id for entry in outbox.entries()] == ["1001"]
 
     :param clock: seconds since 1970.
     """

@@ -1,4 +1,8 @@
-"""The outbox in one SQLite file: the default, for one machine with any number of processes and threads."""
+"""The outbox in one SQLite file: the default, for one machine with any number of processes and threads.
+
+Here stand the statements. The rules of a row are those of :mod:`~katalys_wsgi.outbox.entry`; how the file is opened,
+shared and recovered stands in ``schema``, ``connection`` and ``recovery``.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +88,11 @@ FROM katalys_outbox
 class SQLiteOutbox:
     """An :class:`~katalys_wsgi.outbox.Archive` in the file ``path``, made at first use, readable by its owner only.
 
+    Nothing is opened before it is used, and nothing is shared with a parent process, so it may be made before a fork.
+    A damaged file is recovered by whoever meets the damage: :meth:`add` then tries again, the other methods raise
+    :class:`~katalys_wsgi.OutboxUnavailable` once, unless they have just opened the file.
+
+    :param path: of the file; a relative one means the current directory of this moment.
     :param clock: seconds since 1970.
     :param events: where damage of the file is reported; in the log only, unless given.
     :raises ConfigurationError: the directory of the file does not exist, is not writable or is on a network, or this
@@ -152,7 +161,10 @@ class SQLiteOutbox:
             return [entry for entry_id in ids for entry in _entries(db, "WHERE id = ?", entry_id)]
 
     def apply(self, changes: Iterable[Change]) -> int:
-        """See :meth:`Outbox.apply <katalys_wsgi.outbox.Outbox.apply>`."""
+        """See :meth:`Outbox.apply <katalys_wsgi.outbox.Outbox.apply>`.
+
+        The payload of what was delivered is overwritten in the file (``secure_delete``).
+        """
         now = self._clock()
         with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
             return sum(
@@ -208,7 +220,10 @@ class SQLiteOutbox:
             )
 
     def prune(self, finished_before: float) -> int:
-        """See :meth:`Outbox.prune <katalys_wsgi.outbox.Outbox.prune>`."""
+        """See :meth:`Outbox.prune <katalys_wsgi.outbox.Outbox.prune>`.
+
+        Rows go in several transactions, so that pages do not wait; then the write-ahead log is emptied.
+        """
         values = {"before": finished_before, "limit": PRUNED_AT_A_TIME}
         with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
             deleted = db.execute(_WAITING_FOR_THE_DEAD, values).rowcount
