@@ -16,6 +16,7 @@ from .commands import FAILED, WRONG_USE
 from .errors import KatalysError, OutboxUnavailable
 from .outbox import State
 from .settings import ENVIRONMENT, Settings
+from .tracker import Tracker
 
 __all__ = ["command_names", "main", "make_parser"]
 
@@ -30,14 +31,15 @@ Run = Callable[[argparse.Namespace], int]
 Add = Callable[..., argparse.ArgumentParser]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, tracker: Tracker | None = None, prog: str = "katalys-wsgi") -> int:
     """Run one command of the command line.
 
     :param argv: the words after the program's name; those of the process unless given.
     :returns: the exit code: 0 all went well; 1 it did not, as the text says; 2 wrong settings; 130 after Ctrl-C.
     :raises SystemExit: with code 2 for wrong use, and 0 after ``--help``; argparse's own way out.
     """
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser(prog).parse_args(argv)
+    arguments.tracker = tracker
     try:
         return int(arguments.run(arguments))
     except OutboxUnavailable as error:
@@ -50,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130  # what a shell reports of a program that Ctrl-C ended
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = "katalys-wsgi") -> argparse.ArgumentParser:
     """The parser of the command line; ``run`` of what it parses is the command's function."""
-    return _parser_and_names()[0]
+    return _parser_and_names(prog)[0]
 
 
 def command_names() -> tuple[str, ...]:
@@ -60,9 +62,9 @@ def command_names() -> tuple[str, ...]:
     return _parser_and_names()[1]
 
 
-def _parser_and_names() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
+def _parser_and_names(prog: str = "katalys-wsgi") -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
     """The parser, and the names of its commands, which argparse does not show afterwards."""
-    parser = _Parser(prog="katalys-wsgi", description="Reports a shop's affiliate sales to Katalys, server to server.")
+    parser = _Parser(prog=prog, description="Reports a shop's affiliate sales to Katalys, server to server.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Run, summary: str, *parents: Any) -> argparse.ArgumentParser:

@@ -54,6 +54,9 @@ WRONG_USE = 2
 
 def _tracker(arguments: Namespace, hooks: Iterable[Hook] = ()) -> Tracker:
     """The tracker of the environment, over which the settings among ``arguments`` take precedence."""
+    shop: Tracker | None = arguments.tracker
+    if shop is not None:
+        return shop
     given = vars(arguments).items()
     options = {
         name.partition(".")[2]: value for name, value in given if name.startswith("setting.") and value is not None
