@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import bottle
 
 from .middleware import ClickMiddleware
 from .tracker import Tracker
 from .visit import Visit
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["KatalysPlugin"]
 
@@ -28,7 +31,13 @@ class KatalysPlugin:
     or merged into it. Bottle applies no plugin to the routes of a mounted application; install the same object there
     too if its callbacks want the visit. Decorators between Bottle and a callback need ``functools.wraps``.
 
-    Under ``bottle.DEBUG`` a visit is strict.
+    Given to a route alone, ``apply=[KatalysPlugin(tracker)]``, it hands the visit to that route's callback and nothing
+    else: the cookie has to be set wherever a shopper may land, which no route can see. So put
+    ``ClickMiddleware(app, tracker)`` around the application, or install the plugin; a visit that neither has seen is
+    logged as ``middleware_missing``, and raises when it is strict.
+
+    Under ``bottle.DEBUG`` a visit is strict, and postbacks wait in the outbox unless the tracker's ``live`` says
+    otherwise.
 
     :param tracker: the shop's :class:`~katalys_wsgi.Tracker`.
     :param keyword: the name of the callbacks' parameter.
@@ -40,6 +49,9 @@ class KatalysPlugin:
     def __init__(self, tracker: Tracker, keyword: str = "katalys") -> None:
         self.tracker: Tracker = tracker
         self.keyword: str = keyword
+        self._layers: list[_Layer] = []
+        # Asked when something is to be sent: bottle.run(debug=True) sets it after the plugin was installed.
+        tracker.hold_while(lambda: "Bottle's DEBUG" if bottle.DEBUG else None)
 
     def setup(self, app: bottle.Bottle) -> None:
         """Put the click's cookie around ``app``.
@@ -53,8 +65,17 @@ class KatalysPlugin:
                 raise bottle.PluginError(
                     f"{type(other).__name__} injects {self.keyword!r} too; give KatalysPlugin another keyword=..."
                 )
-        # Bottle refuses a second assignment, so that plugins do not overwrite each other; this one wraps what it finds.
-        vars(app)["wsgi"] = ClickMiddleware(app.wsgi, self.tracker)
+        self._layers.append(_Layer(app, self.tracker))
+
+    def close(self) -> None:
+        """Take the click's cookie off every application this was installed on, and close the tracker.
+
+        Bottle calls it from ``app.uninstall()`` and ``app.close()``. Both may be undone: a tracker that is used again
+        opens again.
+        """
+        while self._layers:
+            self._layers.pop().remove()
+        self.tracker.close()
 
     def apply(self, callback: Callable[..., Any], route: bottle.Route) -> Callable[..., Any]:
         """Hand the visit to a callback that names the keyword; leave every other one as it is."""
@@ -69,6 +90,26 @@ class KatalysPlugin:
     def _visit(self) -> Visit:
         # Asked at each request: bottle.run(debug=True) sets it after the plugin was installed.
         return self.tracker.visit(bottle.request.environ, strict=True if bottle.DEBUG else None)
+
+
+class _Layer:
+    """The middleware around an application, and the way to take it off again."""
+
+    def __init__(self, app: bottle.Bottle, tracker: Tracker) -> None:
+        self._app = app
+        self._inside: WSGIApplication = app.wsgi
+        self._call: WSGIApplication = ClickMiddleware(self._inside, tracker)
+        # Bottle refuses a second assignment, so that plugins do not overwrite each other; this one wraps what it finds.
+        vars(app)["wsgi"] = self
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return self._call(environ, start_response)
+
+    def remove(self) -> None:
+        # What was put around this one meanwhile keeps calling it, so from now on it hands everything on.
+        self._call = self._inside
+        if vars(self._app)["wsgi"] is self:
+            vars(self._app)["wsgi"] = self._inside
 
 
 def _accepts(callback: Callable[..., Any], keyword: str) -> bool:
