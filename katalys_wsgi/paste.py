@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
 from typing import TYPE_CHECKING
 
 from .errors import ConfigurationError
 from .middleware import ClickMiddleware
-from .settings import INI, Settings
+from .settings import ENVIRONMENT, INI, Settings
 from .tracker import Tracker
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication
 
-__all__ = ["TRACKER", "filter_app_factory"]
-
-#: Where the application finds its :class:`~katalys_wsgi.Tracker` in the WSGI environ.
-TRACKER = "katalys_wsgi.tracker"
+__all__ = ["filter_app_factory"]
 
 
 def filter_app_factory(app: WSGIApplication, global_conf: dict[str, str] | None, **local_conf: str) -> WSGIApplication:
@@ -33,8 +30,12 @@ def filter_app_factory(app: WSGIApplication, global_conf: dict[str, str] | None,
         pipeline = katalys shop
 
     Settings are written with or without ``katalys.`` before their name; those with it are also taken from
-    ``[DEFAULT]``, over which the section's own take precedence. The application records with
+    ``[DEFAULT]``, over which the section's own take precedence; what neither has is taken from the environment,
+    ``KATALYS_SITE_ID`` and so on. The application records with
     ``environ["katalys_wsgi.tracker"].visit(environ).record(...)``.
+
+    Paste has a ``debug`` of its own, which is for whatever reads it; so ``live`` and ``strict`` are written here:
+    ``live = false`` in ``development.ini`` keeps postbacks on the machine.
 
     :raises ConfigurationError: a setting is missing, unknown or makes no sense.
     """
@@ -44,16 +45,7 @@ def filter_app_factory(app: WSGIApplication, global_conf: dict[str, str] | None,
         if plain in own:
             raise ConfigurationError(f"{plain} and {INI.of(plain)} are both given; leave one out.")
         own[plain] = value
-    return _Filter(app, Tracker(Settings.from_mapping({**INI.select(global_conf or {}), **own}, INI)))
-
-
-class _Filter:
-    """A pipeline has no other place for the tracker than the environ."""
-
-    def __init__(self, app: WSGIApplication, tracker: Tracker) -> None:
-        self._app = ClickMiddleware(app, tracker)
-        self._tracker = tracker
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ[TRACKER] = self._tracker
-        return self._app(environ, start_response)
+    settings = Settings.from_layers(
+        (own, INI), (INI.select(global_conf or {}), INI), (ENVIRONMENT.select(os.environ), ENVIRONMENT)
+    )
+    return ClickMiddleware(app, Tracker(settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,19 +10,20 @@ from pyramid.config import Configurator
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.response import Response
+from pyramid.settings import asbool
 from pyramid.tweens import INGRESS
 
 from .attribution.click import MARKER
 from .errors import ConfigurationError
 from .middleware import with_cookie
-from .settings import INI, Settings
+from .settings import ENVIRONMENT, INI, Settings
 from .tracker import Tracker
-from .visit import Defer, Record, Visit
+from .visit import TRACKER, Defer, Record, Visit
 
-__all__ = ["TRACKER", "click_tween_factory", "includeme"]
+__all__ = ["REGISTERED", "click_tween_factory", "includeme"]
 
 #: Where the registry keeps the Tracker.
-TRACKER = "katalys_tracker"
+REGISTERED = "katalys_tracker"
 
 Handler = Callable[[Request], Response]
 
@@ -44,15 +46,24 @@ def includeme(config: Configurator) -> None:
     A tween directly under the ingress sets the click's cookie, on error pages as well. If you list your tweens in
     ``pyramid.tweens``, put ``katalys_wsgi.pyramid.click_tween_factory`` first.
 
-    Settings are those of the README's table with ``katalys.`` before their name::
+    Settings are those of the README's table with ``katalys.`` before their name; what is not there is taken from the
+    environment, ``KATALYS_SITE_ID`` and so on::
 
         [app:main]
         katalys.site_id = KA-1A2B3C4
         katalys.secret_key = ...
 
+    The command line reads the same file: ``katalys-wsgi --ini production.ini#main status``.
+
     What an ini file cannot say is put into ``config.registry.settings`` before the include: a function as
-    ``katalys.consent``, an :class:`~katalys_wsgi.outbox.Outbox` as ``katalys.outbox``, a list of functions that are
-    called with each event as ``katalys.hooks``. ``katalys.strict`` is on where Pyramid's ``debug_all`` is.
+    ``katalys.consent``, an :class:`~katalys_wsgi.outbox.Outbox` as ``katalys.outbox``, and as ``katalys.hooks`` a list
+    of functions that are called with each :class:`~katalys_wsgi.Event`::
+
+        config.registry.settings["katalys.hooks"] = [count_events]
+        config.include("katalys_wsgi.pyramid")
+
+    Where Pyramid's ``debug_all`` is on, a visit is strict unless ``katalys.strict`` says otherwise, and postbacks wait
+    in the outbox unless ``katalys.live`` says otherwise.
 
     **Transactions.** Where ``pyramid_tm`` manages the request, ``record()`` and ``record_update()`` answer
     ``Outcome.DEFERRED`` and write to the outbox right after the commit; nothing is written if the transaction aborts.
@@ -61,13 +72,18 @@ def includeme(config: Configurator) -> None:
     :raises katalys_wsgi.ConfigurationError: a setting is missing, unknown or makes no sense.
     """
     registry = config.registry
-    if TRACKER in registry:
+    if REGISTERED in registry:
         return
-    settings = {"strict": registry.settings.get("debug_all", False), **INI.select(registry.settings)}
-    hooks = settings.pop("hooks", ())
+    own = INI.select(registry.settings)
+    hooks: Any = own.pop("hooks", ())
     if isinstance(hooks, str):
         raise ConfigurationError(f"{INI.of('hooks')} can only be given in Python: a list of functions.")
-    registry[TRACKER] = Tracker(Settings.from_mapping(settings, INI), hooks=hooks)
+    is_debug = asbool(registry.settings.get("debug_all"))
+    settings = Settings.from_layers(
+        (own, INI), (ENVIRONMENT.select(os.environ), ENVIRONMENT), ({"strict": is_debug}, INI)
+    )
+    tracker = registry[REGISTERED] = Tracker(settings, hooks=hooks)
+    tracker.hold_while(lambda: "Pyramid's debug_all" if is_debug else None)
     config.add_tween("katalys_wsgi.pyramid.click_tween_factory", under=INGRESS)
     # No reify: a tween outside pyramid_tm's may look at the visit, and the view's must join the transaction.
     config.add_request_method(_visit, "katalys", property=True)
@@ -75,11 +91,14 @@ def includeme(config: Configurator) -> None:
 
 def click_tween_factory(handler: Handler, registry: Registry) -> Handler:
     """Make the tween that keeps the click of an inbound Katalys link in a signed cookie."""
-    tracker: Tracker = registry[TRACKER]
+    tracker: Tracker = registry[REGISTERED]
     memo = f"katalys_wsgi.pyramid.{tracker.settings.cookie_name}"
 
     def click_tween(request: Request) -> Response:
         environ = request.environ
+        environ[TRACKER] = tracker
+        if tracker.first_request.pending:
+            tracker.first_request()
         if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
             return handler(request)
         # pyramid_retry sends the same environ through again; what was decided at first still holds.
@@ -107,7 +126,7 @@ def _with_cookie(response: Response, set_cookie: str) -> Response:
 
 
 def _visit(request: Request) -> Visit:
-    tracker: Tracker = request.registry[TRACKER]
+    tracker: Tracker = request.registry[REGISTERED]
     return tracker.visit(request.environ, defer=_defer(request))
 
 
