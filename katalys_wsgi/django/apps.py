@@ -1,0 +1,47 @@
+"""The application's entry in ``INSTALLED_APPS``: keeps the tracker, registers the checks."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from django.apps import AppConfig
+from django.core import checks
+from django.core.signals import setting_changed
+
+from ..tracker import Tracker
+from .checks import check_installation, check_settings
+from .shop import make_tracker
+
+__all__ = ["KatalysConfig"]
+
+#: Settings of which a tracker is made, beside those that begin with KATALYS_.
+OTHERS = ("DEBUG", "SECRET_KEY", "SECRET_KEY_FALLBACKS")
+
+
+class KatalysConfig(AppConfig):  # type: ignore[misc] # Django has no types
+    """``katalys_wsgi.django`` as Django knows it; nothing is read or opened before it is used."""
+
+    name = "katalys_wsgi.django"
+    label = "katalys"
+    verbose_name = "Katalys"
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The project's tracker, made at its first use.
+
+        :raises ConfigurationError: a setting is missing, unknown or makes no sense.
+        """
+        return make_tracker()
+
+    def ready(self) -> None:
+        """Register the checks, and have a test that overrides settings get a tracker of its own."""
+        checks.register(check_settings, "katalys")
+        checks.register(check_installation, "katalys")
+        setting_changed.connect(self._forget_tracker)
+
+    def _forget_tracker(self, *, setting: str, **_: Any) -> None:
+        if setting.startswith("KATALYS_") or setting in OTHERS:
+            tracker: Tracker | None = self.__dict__.pop("tracker", None)
+            if tracker is not None:
+                tracker.close()

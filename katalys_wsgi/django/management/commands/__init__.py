@@ -1,0 +1,3 @@
+"""The commands of ``manage.py``."""
+
+__all__: list[str] = []

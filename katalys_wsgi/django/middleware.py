@@ -1,0 +1,92 @@
+"""The Django middleware: keeps the click of a Katalys link in a cookie, and gives each request its visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from http.cookies import SimpleCookie
+from typing import Any
+
+from django.db import transaction
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase, ResponseHeaders
+from django.utils.functional import SimpleLazyObject
+
+from ..attribution.click import MARKER
+from ..middleware import with_cookie
+from ..tracker import Tracker
+from ..visit import TRACKER, Verbs, Visit
+from .shop import get_tracker, is_strict
+
+__all__ = ["KatalysMiddleware"]
+
+
+class KatalysMiddleware:
+    """Keeps the click of an inbound Katalys link in a signed cookie, and hands out ``request.katalys``.
+
+    Put it first in ``MIDDLEWARE``: it then sees every answer, redirects and error pages of the others included. It
+    works in Django's test client as well, which knows no WSGI middleware. A streaming response is not read.
+
+    :param get_response: Django's next middleware or the view.
+    :raises ConfigurationError: a setting is missing, unknown or makes no sense; raised when the server starts.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+        get_tracker()
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer a request."""
+        tracker = get_tracker()  # at each request: a test may override settings
+        environ = request.META
+        environ[TRACKER] = tracker
+        if tracker.first_request.pending:
+            tracker.first_request()
+        # Made when it is asked for, as Django does with request.user: consent may need the session.
+        request.katalys = SimpleLazyObject(lambda: _visit(tracker, request))
+        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
+            return self._get_response(request)
+        set_cookie = tracker.set_cookie_for(environ)
+        response = self._get_response(request)
+        return response if set_cookie is None else _with_cookie(response, set_cookie)
+
+
+def _with_cookie(response: HttpResponseBase, set_cookie: str) -> HttpResponseBase:
+    """A copy of the response with the cookie: a view may keep one response object for everybody.
+
+    Not ``copy.copy()``, which leaves out what Django's pickles leave out. The cookie goes where Django keeps cookies,
+    which its test client reads.
+    """
+    kind: Any = type(response)
+    copy = kind.__new__(kind)
+    vars(copy).update(vars(response))
+    *headers, _ = with_cookie(response.items(), set_cookie)
+    copy.headers = ResponseHeaders(dict(headers))
+    copy.cookies = SimpleCookie()
+    copy.cookies.update(response.cookies)
+    copy.cookies.load(set_cookie)
+    return copy
+
+
+def _visit(tracker: Tracker, request: HttpRequest) -> Visit:
+    visit = tracker.visit(request, strict=is_strict())
+    return replace(visit, verbs=_joining(visit.verbs))
+
+
+def _joining(verbs: Verbs) -> Verbs:
+    """The verbs of a visit that look for a transaction at each call: ``atomic()`` may begin long after the visit."""
+    joining = Verbs(
+        lambda visit, *rest: verbs.record(_joined(visit), *rest),
+        lambda visit, *rest: verbs.record_update(_joined(visit), *rest),
+        verbs.token,
+        lambda visit, token: replace(verbs.resume(visit, token), verbs=joining),
+    )
+    return joining
+
+
+def _joined(visit: Visit) -> Visit:
+    """The visit as it is within the transaction that is open; outside of one, as it is."""
+    # What on_commit() asks first. In manual transaction management it would raise; then the sale is written at once.
+    if not transaction.get_connection().in_atomic_block:
+        return visit
+    return replace(visit, defer=lambda write: transaction.on_commit(write, robust=True))

@@ -1,0 +1,3 @@
+"""Where Django looks for template tags."""
+
+__all__: list[str] = []
