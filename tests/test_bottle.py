@@ -10,10 +10,11 @@ import bottle
 import pytest
 from webtest import TestApp
 
-from katalys_wsgi import KatalysError, OrderUpdate, Record, Tracker, Visit
+from katalys_wsgi import ClickMiddleware, Event, KatalysError, OrderUpdate, Record, Tracker, Visit
 from katalys_wsgi.bottle import KatalysPlugin
+from katalys_wsgi.errors import MiddlewareMissing
 
-from .support import LINK, make_conversion
+from .support import LINK, MakeTracker, make_conversion, names
 
 LANDING = "/?" + LINK
 
@@ -199,6 +200,124 @@ def test_application_inside_another(tracker: Tracker, join: str) -> None:
 
     assert landing.text == "5678"
     assert len(landing.headers.getall("Set-Cookie")) == 1
+
+
+# --- leaving -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leave", ["uninstall", "close"])
+def test_what_setup_began_ends(tracker: Tracker, leave: str) -> None:
+    """The middleware is off, and the tracker closed; Bottle calls close() for both."""
+    app, plain = bottle.Bottle(), bottle.Bottle()
+    plugin = app.install(KatalysPlugin(tracker))
+    app.get("/", callback=lambda: "Welcome")
+    before = browse(app)
+    tracker.visit(before.request.environ).record(make_conversion())
+    if leave == "uninstall":
+        app.uninstall(plugin)
+    else:
+        app.close()
+
+    assert "Set-Cookie" in before.headers
+    assert "Set-Cookie" not in browse(app).headers
+    assert vars(app)["wsgi"] == app.__class__.wsgi.__get__(app)
+    assert "wsgi" not in vars(plain)
+    assert [entry.order_id for entry in tracker.outbox.history("1001")] == ["1001"]  # it opens again when it is used
+
+
+def test_plugin_can_be_installed_anew(tracker: Tracker) -> None:
+    app = bottle.Bottle()
+    app.get("/", callback=lambda katalys=None: who(katalys) if katalys else "none")
+    plugin = app.install(KatalysPlugin(tracker))
+    texts = [browse(app).text]
+    app.uninstall("katalys")
+    texts.append(browse(app).text)
+    app.install(plugin)
+    texts.append(browse(app).text)
+
+    assert texts == ["5678", "none", "5678"]
+
+
+def test_wrapper_outside_ours_stays(tracker: Tracker) -> None:
+    """What another plugin has put around ours meanwhile is not thrown away with it."""
+    app = bottle.Bottle()
+    app.get("/", callback=lambda: "Welcome")
+    plugin = app.install(KatalysPlugin(tracker))
+    inner, seen = app.wsgi, []
+
+    def counting(environ: dict[str, Any], start_response: Any) -> Any:
+        seen.append(environ["PATH_INFO"])
+        return inner(environ, start_response)
+
+    vars(app)["wsgi"] = counting
+    app.uninstall(plugin)
+
+    assert "Set-Cookie" not in browse(app).headers
+    assert seen == ["/"]
+
+
+def test_every_application_is_left(tracker: Tracker) -> None:
+    """One plugin object on two applications: Bottle does not say which of them it leaves."""
+    plugin = KatalysPlugin(tracker)
+    apps = [bottle.Bottle(), bottle.Bottle()]
+    for app in apps:
+        app.install(plugin)
+        app.get("/", callback=lambda: "Welcome")
+    apps[0].uninstall(plugin)
+
+    assert ["Set-Cookie" in browse(app).headers for app in apps] == [False, False]
+
+
+# --- one route's own plugin ----------------------------------------------------------------------------------
+
+
+def test_route_of_its_own_gets_the_visit(tracker: Tracker) -> None:
+    """The cookie comes from the middleware that the shop put around the application itself."""
+    app = bottle.Bottle()
+    app.get("/", callback=lambda: "Welcome")
+    app.get("/checkout", callback=lambda katalys: who(katalys), apply=[KatalysPlugin(tracker)])
+    shopper = TestApp(ClickMiddleware(app, tracker), lint=True)
+    landing = shopper.get(LANDING)
+
+    assert "Set-Cookie" in landing.headers
+    assert shopper.get("/checkout").text == "5678"
+
+
+def test_route_of_its_own_without_middleware_is_reported(
+    make_observed: MakeTracker, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks like a shop without affiliates, so the log says it, and the reason; debug raises."""
+    app = bottle.Bottle()
+    plugin = KatalysPlugin(make_observed())
+    app.get("/", callback=lambda katalys: katalys.record(make_conversion()).reason, apply=[plugin])
+    reason = browse(app, "/").text
+    monkeypatch.setattr(bottle, "DEBUG", True)
+
+    assert "no ClickMiddleware has seen this request" in reason
+    assert names(events) == ["middleware_missing"]
+    with pytest.raises(MiddlewareMissing, match="middleware"):
+        plugin.apply(lambda katalys: katalys, bottle.Route(app, "/", "GET", lambda katalys: katalys))()
+
+
+# --- nothing is sent by accident -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("debug", "live", "held"),
+    [(False, "auto", None), (True, "auto", "Bottle's DEBUG"), (True, True, None)],
+    ids=["production", "debug", "live all the same"],
+)
+def test_postbacks_are_held(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, debug: bool, live: Any, held: str | None
+) -> None:
+    """Decided when something is to be sent: bottle.run(debug=True) comes last."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # which holds them, too
+    del options["endpoint"]  # Katalys' own
+    tracker = Tracker(**options, live=live)
+    bottle.Bottle().install(KatalysPlugin(tracker))
+    monkeypatch.setattr(bottle, "DEBUG", debug)
+
+    assert tracker.held == held
 
 
 # --- strictness ----------------------------------------------------------------------------------------------

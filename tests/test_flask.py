@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from flask import Flask
+from flask import Flask, render_template
+from jinja2 import DictLoader
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from katalys_wsgi import ConfigurationError, Event, InvalidConversion, InvalidToken, OrderUpdate, Outcome, Tracker
 from katalys_wsgi.flask import Katalys
 
-from .support import LINK, OLD_SECRET, SECRET, SITE_ID, cookie_of, make_conversion
+from .support import LINK, OLD_SECRET, SECRET, SITE_ID, cookie_of, make_conversion, make_environ
 
 LANDING = "/?" + LINK
 
@@ -136,6 +141,30 @@ def test_options_go_before_the_configuration(config: dict[str, Any]) -> None:
     assert app.extensions["katalys"].settings.site_id == "KA-OPTION"
 
 
+def test_each_place_gives_what_the_ones_before_it_do_not(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options, the application's configuration, the environment; then Flask's own key."""
+    del config["KATALYS_SECRET_KEY"]
+    for name, value in {"SITE_ID": "KA-ENVIRON", "WIRE": "form", "ATTRIBUTION": "first-click"}.items():
+        monkeypatch.setenv(f"KATALYS_{name}", value)
+    app = make_app({**config, "SECRET_KEY": SECRET, "KATALYS_WIRE": "get"}, Katalys(site_id="KA-OPTION"))
+    settings = app.extensions["katalys"].settings
+
+    assert (settings.site_id, settings.wire, settings.attribution) == ("KA-OPTION", "get", "first-click")
+    assert settings.secret_key == (SECRET,)
+
+
+def test_the_environment_alone_is_enough(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the commands, so that shop and operator speak of the same outbox; its key goes before Flask's."""
+    for name, value in options.items():
+        monkeypatch.setenv(f"KATALYS_{name.upper()}", value)
+    settings = make_app({"SECRET_KEY": OLD_SECRET}, Katalys()).extensions["katalys"].settings
+
+    assert (settings.site_id, settings.endpoint) == (SITE_ID, options["endpoint"])
+    assert settings.secret_key == (SECRET,)
+
+
 def test_what_only_python_can_say(config: dict[str, Any]) -> None:
     """Consent and hooks are functions."""
     events: list[Event] = []
@@ -226,15 +255,32 @@ def test_weak_flask_key_names_both(config: dict[str, Any], flask_keys: dict[str,
         ("debug", {}, {}, True),
         ("testing", {"KATALYS_STRICT": False}, {}, False),
         ("testing", {}, {"strict": False}, False),
+        ("testing", {}, {"environ": "no"}, False),
         (None, {"KATALYS_STRICT": True}, {}, True),
         (None, {}, {"strict": True}, True),
     ],
-    ids=["production", "testing", "debug", "off by config", "off by option", "on by config", "on by option"],
+    ids=[
+        "production",
+        "testing",
+        "debug",
+        "off by config",
+        "off by option",
+        "off by environ",
+        "on by config",
+        "on by option",
+    ],
 )
 def test_strictness(
-    config: dict[str, Any], flag: str | None, changes: dict[str, Any], given: dict[str, Any], strict: bool
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str | None,
+    changes: dict[str, Any],
+    given: dict[str, Any],
+    strict: bool,
 ) -> None:
     """Under app.debug and app.testing, set however late, bad data raises; unless KATALYS_STRICT says otherwise."""
+    if "environ" in given:
+        monkeypatch.setenv("KATALYS_STRICT", given.pop("environ"))
     katalys = Katalys(**given)
     app = make_app({**config, **changes}, katalys)
     if flag:
@@ -269,3 +315,108 @@ def test_strictness_reaches_every_verb(config: dict[str, Any], strict: bool) -> 
         for error, call in calls:
             with pytest.raises(error) if strict else nullcontext():
                 call()
+
+
+# --- nothing is sent by accident -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "live", "held"),
+    [
+        (None, "auto", None),
+        ("testing", "auto", "Flask's TESTING"),
+        ("debug", "auto", "Flask's DEBUG"),
+        ("testing", True, None),
+        (None, False, "live is false"),
+    ],
+    ids=["production", "testing", "debug", "live all the same", "never live"],
+)
+def test_postbacks_are_held(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, flag: str | None, live: object, held: str | None
+) -> None:
+    """Decided when something is to be sent: test suites set app.testing late."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # which holds them, too
+    del config["KATALYS_ENDPOINT"]  # Katalys' own
+    app = make_app({**config, "KATALYS_LIVE": live}, Katalys())
+    if flag:
+        setattr(app, flag, True)
+
+    assert app.extensions["katalys"].held == held
+
+
+@pytest.mark.parametrize("outbox", [None, "shop.db"], ids=["no outbox given", "outbox given"])
+def test_a_test_suite_leaves_no_file_that_it_did_not_ask_for(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outbox: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config.pop("KATALYS_OUTBOX")
+    katalys = Katalys()
+    app = make_app({**config, **({"KATALYS_OUTBOX": outbox} if outbox else {})}, katalys)
+    app.testing = True
+    app.add_url_rule("/", view_func=lambda: katalys.visit.record(make_conversion()).outcome.name)
+
+    assert app.test_client().get(LANDING).text == "RECORDED"
+    assert len(app.extensions["katalys"].outbox.history("1001")) == 1
+    assert any(tmp_path.iterdir()) == (outbox is not None)
+    app.extensions["katalys"].close()
+
+
+# --- the command and the template ----------------------------------------------------------------------------
+
+
+def test_the_command_knows_the_shop(config: dict[str, Any]) -> None:
+    """No setting is repeated: it asks the application's own tracker, whatever the environment says."""
+    katalys = Katalys()
+    app = make_app(config, katalys)
+    with app.test_request_context(LANDING):
+        katalys.visit.record(make_conversion())
+    run = app.test_cli_runner().invoke
+    why = run(args=["katalys", "why", "1001"])
+    unknown = run(args=["katalys", "why", "none"])
+
+    assert (why.exit_code, unknown.exit_code) == (0, 1)
+    assert "The order was recorded" in why.output
+
+
+def test_the_command_explains_itself(config: dict[str, Any]) -> None:
+    """Its help is that of the command line, under the name it was called by."""
+    run = make_app(config, Katalys()).test_cli_runner().invoke
+    listed, shown, wrong = run(args=["--help"]), run(args=["katalys", "--help"]), run(args=["katalys", "stat"])
+
+    assert "Deliver, inspect and correct postbacks" in listed.output
+    assert "katalys [-h]" in shown.output
+    assert "status" in shown.output
+    assert wrong.exit_code == 2
+
+
+def test_the_command_in_a_shell(options: dict[str, Any], tmp_path: Path) -> None:
+    """``flask --app shop katalys status --json``, as an operator types it."""
+    lines = [
+        "from flask import Flask",
+        "from katalys_wsgi.flask import Katalys",
+        "app = Flask(__name__)",
+        "Katalys(app)",
+    ]
+    (tmp_path / "shop.py").write_text("\n".join(lines))
+    environ = {f"KATALYS_{name.upper()}": value for name, value in options.items()}
+    Tracker.from_environ(environ).visit(make_environ(LINK)).record(make_conversion())
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "shop", "katalys", "status", "--json"],
+        cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+
+    assert '"pending": 1' in done.stdout
+
+
+def test_script_tag_in_a_template(config: dict[str, Any]) -> None:
+    """Jinja does not escape it, in an imported macro neither, which sees globals only."""
+    app = make_app(config, Katalys())
+    tags = "{% macro tag() %}{{ katalys_script_tag(nonce='r4nd0m') }}{% endmacro %}"
+    page = "{% from 'tags.html' import tag %}{{ katalys_script_tag() }} {{ tag() }}"
+    app.jinja_loader = DictLoader({"tags.html": tags, "page.html": page})
+    with app.app_context():
+        html = render_template("page.html")
+
+    tracker = app.extensions["katalys"]
+    assert html == f"{tracker.script_tag()} {tracker.script_tag('r4nd0m')}"
+    assert html.startswith("<script ")

@@ -106,6 +106,29 @@ def test_own_section_goes_before_default() -> None:
     assert (settings.site_id, settings.wire) == (SITE_ID, "form")
 
 
+def test_the_environment_is_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SECRET_KEY": SECRET,
+        "SITE_ID": "KA-ENVIRON",
+        "WIRE": "get",
+        "ATTRIBUTION": "first-click",
+    }.items():
+        monkeypatch.setenv(f"KATALYS_{name}", value)
+    settings = settings_of(filter_app_factory(shop, {"katalys.wire": "form"}, site_id=SITE_ID))
+
+    assert (settings.site_id, settings.wire, settings.attribution) == (SITE_ID, "form", "first-click")
+    assert settings.secret_key == (SECRET,)
+
+
+def test_live_is_written_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paste's own debug says nothing to us."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # which holds postbacks, too
+    keys = {"site_id": SITE_ID, "secret_key": SECRET}
+    apps = [filter_app_factory(shop, {"debug": "true"}, **keys, **live) for live in ({}, {"live": "false"})]
+
+    assert [TestApp(app).get("/").request.environ[TRACKER].held for app in apps] == [None, "live is false"]
+
+
 @pytest.mark.parametrize(
     ("local_conf", "message"),
     [

@@ -19,7 +19,7 @@ from katalys_wsgi.conversion.postback import Kind
 from katalys_wsgi.outbox import Added
 from katalys_wsgi.pyramid import click_tween_factory
 
-from .support import LINK, OLD_SECRET, SECRET, SITE_ID, make_conversion, make_environ
+from .support import BUYER_IP, LINK, OLD_SECRET, SECRET, SITE_ID, make_conversion, make_environ, names
 
 LANDING = "/?" + LINK
 
@@ -128,6 +128,58 @@ def test_keys_of_an_ini_file(make_app: MakeApp) -> None:
     assert tracker_of(app).settings.site_id == SITE_ID
 
 
+def test_what_the_ini_file_does_not_say_the_environment_does(
+    make_app: MakeApp, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``KATALYS_ENDPOINT`` is followed, as it is by the commands; the file goes before it."""
+    del settings["katalys.secret_key"]
+    for name, value in {"SECRET_KEY": SECRET, "SITE_ID": "KA-ENVIRON", "STRICT": "no"}.items():
+        monkeypatch.setenv(f"KATALYS_{name}", value)
+    settings_read = tracker_of(make_app(page, debug_all="true")).settings
+
+    assert (settings_read.site_id, settings_read.secret_key) == (SITE_ID, (SECRET,))
+    assert settings_read.strict is False  # the environment's, not debug_all's
+
+
+def test_hooks_are_called_with_every_event(settings: dict[str, Any]) -> None:
+    """Put into the registry's settings before the include, as the manual shows."""
+    events: list[Event] = []
+    config = Configurator(settings=settings)
+    config.registry.settings["katalys.hooks"] = [events.append]
+    config.include("katalys_wsgi.pyramid")
+    config.add_route("page", "/")
+    config.add_view(buy, route_name="page")
+    app = config.make_wsgi_app()
+    TestApp(app).get(LANDING, extra_environ={"REMOTE_ADDR": BUYER_IP})
+    app.registry["katalys_tracker"].close()
+
+    assert names(events) == ["tracker_started", "conversion_recorded"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "held"),
+    [
+        ({}, None),
+        ({"debug_all": "true"}, "Pyramid's debug_all"),
+        ({"debug_all": "true", "katalys__live": "true"}, None),
+        ({"katalys__live": "false"}, "live is false"),
+    ],
+    ids=["production", "debug", "live all the same", "never live"],
+)
+def test_postbacks_are_held(
+    make_app: MakeApp,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    held: str | None,
+) -> None:
+    """A developer's orders stay on the developer's machine."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # which holds them, too
+    del settings["katalys.endpoint"]  # Katalys' own
+
+    assert tracker_of(make_app(page, **changes)).held == held
+
+
 def test_what_only_python_can_say(make_app: MakeApp) -> None:
     """Consent and hooks are functions, put into the registry's settings."""
     events: list[Event] = []
@@ -206,6 +258,16 @@ def test_shared_response_is_not_touched(make_app: MakeApp, shared: Response) -> 
     assert landing.status == stranger.status
     assert "Set-Cookie" not in stranger.headers
     assert "Set-Cookie" not in shared.headers
+
+
+def test_tween_that_a_list_of_tweens_forgot_is_reported(make_app: MakeApp) -> None:
+    """``pyramid.tweens`` replaces what include() added; without our tween no click is ever kept."""
+    events: list[Event] = []
+    without = {"pyramid.tweens": "pyramid.tweens.excview_tween_factory", "katalys.hooks": [events.append]}
+    app = make_app(lambda request: Response(request.katalys.record(make_conversion()).reason), **without)
+
+    assert "no ClickMiddleware has seen this request" in app.get("/").text
+    assert names(events) == ["middleware_missing"]
 
 
 def test_stream_is_handed_on(tracker: Tracker) -> None:
