@@ -12,7 +12,7 @@ from .events import Hook
 from .middleware import ClickMiddleware
 from .settings import FLASK, Settings
 from .tracker import Tracker
-from .visit import Visit
+from .visit import TRACKER, Visit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,6 +72,8 @@ class Katalys:
     def visit(self) -> Visit:
         """The current request's visit, one object during the request."""
         tracker = self.tracker
+        # init_app() has put the middleware around the application; what test_request_context() makes passes it by.
+        request.environ.setdefault(TRACKER, tracker)
         owner, visit = request.environ.get(VISIT, (None, None))
         if owner is not tracker:
             visit = tracker.visit(request.environ, strict=self._strict())

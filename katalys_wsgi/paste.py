@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .errors import ConfigurationError
@@ -11,12 +10,9 @@ from .settings import INI, Settings
 from .tracker import Tracker
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication
 
-__all__ = ["TRACKER", "filter_app_factory"]
-
-#: Where the application finds its :class:`~katalys_wsgi.Tracker` in the WSGI environ.
-TRACKER = "katalys_wsgi.tracker"
+__all__ = ["filter_app_factory"]
 
 
 def filter_app_factory(app: WSGIApplication, global_conf: dict[str, str] | None, **local_conf: str) -> WSGIApplication:
@@ -44,16 +40,4 @@ def filter_app_factory(app: WSGIApplication, global_conf: dict[str, str] | None,
         if plain in own:
             raise ConfigurationError(f"{plain} and {INI.of(plain)} are both given; leave one out.")
         own[plain] = value
-    return _Filter(app, Tracker(Settings.from_mapping({**INI.select(global_conf or {}), **own}, INI)))
-
-
-class _Filter:
-    """A pipeline has no other place for the tracker than the environ."""
-
-    def __init__(self, app: WSGIApplication, tracker: Tracker) -> None:
-        self._app = ClickMiddleware(app, tracker)
-        self._tracker = tracker
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ[TRACKER] = self._tracker
-        return self._app(environ, start_response)
+    return ClickMiddleware(app, Tracker(Settings.from_mapping({**INI.select(global_conf or {}), **own}, INI)))

@@ -16,6 +16,7 @@ from .errors import ConfigurationError
 from .middleware import with_cookie
 from .settings import INI, Settings
 from .tracker import Tracker
+from .visit import TRACKER as ENVIRON_TRACKER
 from .visit import Defer, Record, Visit
 
 __all__ = ["TRACKER", "click_tween_factory", "includeme"]
@@ -80,6 +81,9 @@ def click_tween_factory(handler: Handler, registry: Registry) -> Handler:
 
     def click_tween(request: Request) -> Response:
         environ = request.environ
+        environ[ENVIRON_TRACKER] = tracker
+        if tracker.first_request.pending:
+            tracker.first_request()
         if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
             return handler(request)
         # pyramid_retry sends the same environ through again; what was decided at first still holds.

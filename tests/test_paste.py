@@ -11,7 +11,8 @@ from paste.deploy import loadapp
 from webtest import TestApp
 
 from katalys_wsgi import ConfigurationError, Tracker
-from katalys_wsgi.paste import TRACKER, filter_app_factory
+from katalys_wsgi.paste import filter_app_factory
+from katalys_wsgi.visit import TRACKER
 
 from .support import LINK, OLD_SECRET, SECRET, SITE_ID, make_conversion
 

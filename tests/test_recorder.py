@@ -297,11 +297,16 @@ class TestStrict:
             tracker.visit(make_environ(LINK), strict=True).record(faulty)
         assert arrive(tracker).record(faulty).outcome is Outcome.INVALID
 
-    def test_a_mistake_in_the_code_raises(self, make_tracker: MakeTracker) -> None:
-        order: Any = "1001"
+    @pytest.mark.parametrize("wrong", ["1001", {"order_id": "1001"}, None, OrderUpdate("1001", order_status="paid")])
+    def test_what_is_no_conversion_raises_and_says_what_to_pass(self, make_tracker: MakeTracker, wrong: Any) -> None:
+        with pytest.raises(TypeError, match=rf"record\(\) takes Conversion\(.*not {type(wrong).__name__}"):
+            arrive(make_tracker(strict=True)).record(wrong)
 
-        with pytest.raises(AttributeError):
-            arrive(make_tracker(strict=True)).record(order)
+    def test_what_is_no_update_raises_and_says_what_to_pass(self, make_tracker: MakeTracker) -> None:
+        wrong: Any = make_conversion()
+
+        with pytest.raises(TypeError, match=r"takes OrderUpdate\(.*not Conversion; use record\(\) for it"):
+            arrive(make_tracker(strict=True)).record_update(wrong)
 
     def test_an_update_raises(self, make_tracker: MakeTracker) -> None:
         with pytest.raises(InvalidConversion):

@@ -47,6 +47,7 @@ def test_the_table_of_settings_is_complete() -> None:
         "secret_key": (SECRET,),
         "conversion_type": "force_convert",
         "endpoint": "https://db.revoffers.com/v2/_tr_offline",
+        "live": "auto",
         "wire": "json",
         "attribution": "last-click",
         "attribution_window": timedelta(days=30),
