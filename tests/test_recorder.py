@@ -291,11 +291,11 @@ class TestStrict:
         assert sandbox.collector.received == ()
 
     def test_an_adapter_may_turn_it_on_for_one_visit(self, tracker: Tracker) -> None:
-        faulty = make_conversion(sale_amount=None)
+        invalid = make_conversion(sale_amount=None)
 
         with pytest.raises(InvalidConversion):
-            tracker.visit(make_environ(LINK), strict=True).record(faulty)
-        assert arrive(tracker).record(faulty).outcome is Outcome.INVALID
+            tracker.visit(make_environ(LINK), strict=True).record(invalid)
+        assert arrive(tracker).record(invalid).outcome is Outcome.INVALID
 
     def test_a_mistake_in_the_code_raises(self, make_tracker: MakeTracker) -> None:
         order: Any = "1001"
@@ -398,7 +398,7 @@ class TestUpdates:
 
 
 class TestDeferral:
-    """An adapter hands the writing to the shop's transaction manager."""
+    """An adapter leaves the writing to the shop's transaction manager."""
 
     def test_it_is_written_at_the_commit(self, tracker: Tracker) -> None:
         waiting: Waiting = []
