@@ -11,14 +11,11 @@ and in ``KATALYS_OUTBOX``. A commit keeps both, a rollback neither, and a host t
 
 from __future__ import annotations
 
-import os
 import secrets
-from contextlib import closing
 from decimal import Decimal
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from flask import Blueprint, Flask, redirect, render_template_string, request, url_for
+from flask import Blueprint, Flask, redirect, request, url_for
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Numeric
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -27,26 +24,8 @@ from werkzeug.wrappers import Response
 from katalys_wsgi import Conversion, LineItem
 from katalys_wsgi.flask import Katalys
 from katalys_wsgi.outbox.sqlalchemy import outbox_table
-from katalys_wsgi.sandbox import Sandbox
 
 PRICE, SHIPPING, SPRING = Decimal("50.00"), Decimal("9.90"), Decimal("5.00")
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Teapots</title>
-<style>body { font: 1.1em/1.6 sans-serif; max-width: 30em; margin: 3em auto } label { display: block }</style>
-{% if order %}
-  <h1>Thank you</h1>
-  <p>Your order has the number {{ order.id }}. <a href="{{ url_for('shop.product') }}">Another teapot?</a></p>
-{% else %}
-  <h1>A teapot, ${{ price }}</h1>
-  <form method="post" action="{{ url_for('shop.checkout') }}">
-    <label>E-mail <input type="email" name="email" value="ann@example.com" required></label>
-    <label>Pieces <input type="number" name="pieces" value="1" min="1"></label>
-    <label>Coupon <input name="coupon" value="SPRING"></label>
-    <button>Buy</button>
-  </form>
-{% endif %}
-</html>"""
 
 
 class Base(DeclarativeBase):
@@ -82,13 +61,9 @@ def create_app(**config: Any) -> Flask:
     return app
 
 
-@shop.get("/")
-def product() -> str:
-    return render_template_string(PAGE, price=PRICE)
-
-
 @shop.post("/checkout")
 def checkout() -> Response:
+    """Sell teapots; keep the order and the sale, or neither."""
     pieces, coupon = int(request.form["pieces"]), request.form["coupon"].strip().upper()
     discount = SPRING if coupon == "SPRING" else 0
     goods = pieces * PRICE - discount
@@ -111,27 +86,16 @@ def checkout() -> Response:
 
 @shop.get("/thanks/<order_id>")
 def thanks(order_id: str) -> str:
-    return render_template_string(PAGE, order=database.get_or_404(Order, order_id))
+    """Show an order of the database."""
+    order = database.get_or_404(Order, order_id)
+    return f"Thank you. Your order has the number {order.id}, and we charged ${order.amount}."
 
 
-def main() -> None:
-    """Serve the shop on loopback, beside a sandbox that plays Katalys."""
-    port = int(os.environ.get("PORT", "8080"))
-    with Sandbox() as sandbox, TemporaryDirectory() as folder:
-        address = f"sqlite+pysqlite:///{folder}/shop.db"  # plain sqlite:/// would be an outbox file of its own
-        app = create_app(
-            SQLALCHEMY_DATABASE_URI=address,
-            KATALYS_SITE_ID="KA-1A2B3C4",
-            KATALYS_SECRET_KEY=secrets.token_urlsafe(48),
-            KATALYS_ENDPOINT=sandbox.endpoint,
-            KATALYS_OUTBOX=address,
-        )
-        link = "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"
-        print(f"The affiliate's link:  http://127.0.0.1:{port}/?{link}")
-        print(f"What Katalys received: {sandbox.url}")
-        with closing(app.extensions["katalys"]):
-            app.run(port=port)
-
+# The shop ends here. What follows serves it beside a sandbox, with a page before the checkout.
 
 if __name__ == "__main__":
-    main()
+    from sandboxed import sandboxed, serve
+
+    with sandboxed(outbox="sqlite:///{folder}/shop.db") as settings:
+        app = create_app(SQLALCHEMY_DATABASE_URI=settings["outbox"])
+        serve(app, app.extensions["katalys"])

@@ -38,8 +38,8 @@ class KatalysPlugin:
     api = 2
 
     def __init__(self, tracker: Tracker, keyword: str = "katalys") -> None:
-        self.tracker = tracker
-        self.keyword = keyword
+        self.tracker: Tracker = tracker
+        self.keyword: str = keyword
 
     def setup(self, app: bottle.Bottle) -> None:
         """Put the click's cookie around ``app``.
@@ -67,8 +67,8 @@ class KatalysPlugin:
         return with_visit
 
     def _visit(self) -> Visit:
-        strict = self.tracker.settings.strict or bool(bottle.DEBUG)
-        return self.tracker.visit(bottle.request.environ, strict=strict)
+        # Asked at each request: bottle.run(debug=True) sets it after the plugin was installed.
+        return self.tracker.visit(bottle.request.environ, strict=True if bottle.DEBUG else None)
 
 
 def _accepts(callback: Callable[..., Any], keyword: str) -> bool:

@@ -16,7 +16,7 @@ result back end need no durability, and the task needs no retry of its own.
 
 from __future__ import annotations
 
-import threading
+from dataclasses import asdict
 from typing import Any
 
 from celery import shared_task
@@ -24,6 +24,9 @@ from celery import shared_task
 from .process import PerProcess
 from .tracker import Tracker
 
+__all__ = ["BEAT_SCHEDULE", "EVERY", "LONGEST_RUN", "ROUTES", "TASK", "bind", "deliver_due"]
+
+#: The name of the task, for a schedule or a routing of one's own.
 TASK = "katalys_wsgi.deliver_due"
 
 #: Seconds between two looks into the outbox, and those after which a look is not worth taking any more.
@@ -45,25 +48,25 @@ BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
 #: Ready for ``app.conf.task_routes``: a queue ``katalys``, so that a backlog keeps no other task waiting.
 ROUTES: dict[str, dict[str, str]] = {TASK: {"queue": "katalys"}}
 
-_from_environ = PerProcess(Tracker.from_environ)
-_bound: list[Tracker] = []
+_tracker = PerProcess(Tracker.from_environ)
 
 
-def bind(tracker: Tracker) -> None:
-    """Have the task deliver for ``tracker``, in place of one with the settings of the environment, ``KATALYS_*``."""
-    _bound[:] = [tracker]
+def bind(tracker: Tracker | None) -> None:
+    """Have the task deliver for ``tracker``.
+
+    :param tracker: None has the next task make one with the settings of the environment, ``KATALYS_*``, as it is
+        before the first call.
+    """
+    global _tracker
+    _tracker = PerProcess(Tracker.from_environ if tracker is None else lambda: tracker)
 
 
-# acks_late: the message of a host that died is handed to another. Twice is harmless, see above.
+# acks_late: the message of a host that died is given to another. Twice is harmless, see above.
 @shared_task(name=TASK, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery has no types
 def deliver_due() -> dict[str, int]:
-    """Deliver what is due, for at most a minute; tells how many rows were settled, postponed and buried."""
-    tracker = _bound[0] if _bound else _from_environ.get()
-    stop = threading.Event()
-    timer = threading.Timer(LONGEST_RUN, stop.set)
-    timer.daemon = True
-    timer.start()
-    try:
-        return dict(vars(tracker.drain(stop)))
-    finally:
-        timer.cancel()
+    """Deliver what is due; after :data:`LONGEST_RUN` seconds no further row is begun.
+
+    :returns: how many rows were ``settled``, ``postponed`` and ``buried``.
+    :raises OutboxUnavailable: the outbox cannot be read or written; the next beat tries again.
+    """
+    return asdict(_tracker.get().drain(at_most=LONGEST_RUN))

@@ -219,22 +219,41 @@ def consent(value: object) -> Consent | None:
     return value
 
 
-def outbox(value: object) -> str | Outbox:
-    """A path of a SQLite file of ours, a SQLAlchemy URL of the shop's database, or an ``Outbox``."""
+def outbox(value: object) -> str | Path | Outbox:
+    """A path: a SQLite file of ours. A SQLAlchemy URL: the shop's database. Or an ``Outbox`` object."""
     if isinstance(value, os.PathLike):
-        value = os.fspath(cast("os.PathLike[str]", value))
-    if not isinstance(value, str):
-        if isinstance(value, type) or not isinstance(value, Outbox):
-            what = "a class" if isinstance(value, type) else f"a {type(value).__name__}"
-            raise ValueError(f"is {what}; give a path, a SQLAlchemy URL, or an object with the methods of Outbox")
-        return value
-    if not value.strip():
-        raise ValueError("is empty; leave it out for a SQLite file, or give a path, a URL or an Outbox")
-    # Addresses are not repeated: they may hold the database's password.
-    if re.match(r"sqlite(\+\w+)?://(/?$|/?\?|/:memory:)", value) or value == ":memory:":
+        return _path(Path(os.fsdecode(value)))
+    if value is None or isinstance(value, str):
+        return _address(value or "")
+    if isinstance(value, type):
+        # A ValueError like every other: the caller collects them all.
+        raise ValueError(f"is the class {value.__name__}; give an object, {value.__name__}(...)")  # noqa: TRY004
+    missing = [f"{name}()" for name in vars(Outbox) if name[0] != "_" and not callable(getattr(value, name, None))]
+    if missing:
+        raise ValueError(
+            f"is of type {type(value).__name__}, which lacks {', '.join(missing)}; "
+            "give a path, a SQLAlchemy URL, or an object with the methods of katalys_wsgi.outbox.Outbox"
+        )
+    return cast(Outbox, value)
+
+
+def _address(text: str) -> str:
+    """A path or a URL as a string; refused without repeating it, since it may hold the database's password."""
+    if not text.strip():
+        raise ValueError("is empty; leave it out for a SQLite file, or give a path, a SQLAlchemy URL or an Outbox")
+    if text == ":memory:" or re.match(r"sqlite(\+\w+)?://(/?$|/?\?|.*:memory:|.*[?&]mode=memory)", text):
         raise ValueError("is an address in memory; give a path such as katalys-outbox.db, or MemoryOutbox() in tests")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.]+:", value) and "://" not in value:
+    if "://" in text:
+        if text.endswith("/"):
+            raise ValueError("is a URL that names no database; write scheme://host/database")
+        return text
+    if re.match(r"[A-Za-z][A-Za-z0-9+.]+:", text):
         raise ValueError("is neither a path nor a URL; write katalys-outbox.db or scheme://host/database")
-    if value.endswith("/") or (Path(value).name in ("", ".", "..") and "://" not in value):
+    _path(Path() if text.endswith("/") else Path(text))  # a Path forgets a slash at its end
+    return text
+
+
+def _path(path: Path) -> Path:
+    if path.name in ("", ".."):  # what . and / have for a name, too
         raise ValueError("names a directory; add the file's name, such as katalys-outbox.db")
-    return value
+    return path

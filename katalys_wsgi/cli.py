@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -30,7 +29,7 @@ from .tracker import Tracker
 if TYPE_CHECKING:
     from .delivery.relay import Drained
 
-__all__ = ["FAILED", "OK", "WRONG_USE", "main", "make_parser"]
+__all__ = ["FAILED", "OK", "WRONG_USE", "command_names", "main", "make_parser"]
 
 OK = 0
 FAILED = 1
@@ -40,6 +39,11 @@ _EPILOG = """\
 exit codes: 0 all went well; 1 it did not, as the text says; 2 wrong use or wrong settings.
 Settings are read from the environment (KATALYS_SITE_ID, KATALYS_SECRET_KEY and so on) or given as options.
 """
+
+Run = Callable[[argparse.Namespace], int]
+
+#: Adds a command by name, function, summary and parents; returns its parser.
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,72 +62,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; the docs are made from it."""
-    parser = argparse.ArgumentParser(
-        prog="katalys-wsgi",
-        description="Reports a shop's affiliate sales to Katalys, server to server.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    settings = _settings_options()
-    as_json = argparse.ArgumentParser(add_help=False)
-    as_json.add_argument("--json", action="store_true", help="print JSON")
+    """The parser of the command line."""
+    return _parser_and_names()[0]
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *parents: argparse.ArgumentParser) -> Any:
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=_EPILOG,
-            parents=parents,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+
+def command_names() -> tuple[str, ...]:
+    """The names of all commands, in the order in which ``--help`` lists them."""
+    return _parser_and_names()[1]
+
+
+def _parser_and_names() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:
+    parser = _Parser(prog="katalys-wsgi", description="Reports a shop's affiliate sales to Katalys, server to server.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Run, summary: str, *parents: Any) -> argparse.ArgumentParser:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description, parents=parents)
         command.set_defaults(run=run)
         return command
 
-    command = add("demo", _demo, "play one shopper from link to conversion, then stay for you to click")
-    command.add_argument("--once", action="store_true", help="end by itself; 0 only if the conversion arrived intact")
+    for declare in (_declare_trials, _declare_delivery, _declare_questions, _declare_changes):
+        declare(add)
+    return parser, tuple(commands.choices)
 
-    command = add("sandbox", _sandbox, "play Katalys on a loopback port, until Ctrl-C")
-    command.add_argument("--port", type=int, default=8640, help="the port to listen at (default: %(default)s; 0: any)")
-    command.add_argument("--site-id", help="refuse messages for any other site")
 
-    command = add(
-        "deliver", _deliver, "deliver what is in the outbox; TERM finishes the rows in progress", as_json, settings
-    )
-    command.add_argument("--once", action="store_true", help="end when nothing is due; 1 if a row failed")
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help ends in the exit codes, as that of every command does."""
 
-    command = add("status", _status, "show how delivery stands; 1 if the operator should look at it", as_json, settings)
-    command.add_argument("--max-age", type=float, default=3600, help="seconds a row may be pending (default: 3600)")
+    def __init__(self, **options: Any) -> None:
+        super().__init__(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
-    command = add("list", _list, "list entries, the newest first", as_json, settings)
-    command.add_argument("--state", type=State, choices=tuple(State), help="only these")
-    command.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
 
-    command = add("why", _why, "show the whole story of an order", as_json, settings)
-    command.add_argument("order", metavar="ORDER", help="the shop's order id")
-
-    command = add("retry", _retry, "have dead letters tried again", settings)
-    which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument("order", metavar="ORDER", nargs="?", help="the shop's order id")
-    which.add_argument("--all-dead", action="store_true", help="every dead letter")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="correct a field of Katalys' names"
-    )
-
-    command = add(
-        "forget", _forget, "remove a buyer's data from the outbox; what is pending is not delivered", settings
-    )
-    which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument("order", metavar="ORDER", nargs="?", help="the shop's order id")
-    which.add_argument("--email", metavar="ADDRESS", help="every order of this address")
-
-    command = add("prune", _prune, "delete what was finished long ago", settings)
-    command.add_argument("--older-than", type=float, metavar="DAYS", help="in place of the setting retention")
-
-    command = add("decode", _decode, "show the click in a cookie's value", as_json)
-    command.add_argument("cookie", metavar="COOKIE", help="the value, or name=value as in a Cookie header")
+def _json_option() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -146,7 +118,70 @@ def _tracker(arguments: argparse.Namespace, hooks: Iterable[Callable[[Event], No
     return Tracker.from_environ(hooks=hooks, **options)
 
 
+# --- trying it out ---
+
+
+def _declare_trials(add: Add) -> None:
+    command = add("demo", _demo, "play one shopper from link to conversion, then stay for you to click")
+    command.add_argument("--once", action="store_true", help="end by itself; 0 only if the conversion arrived intact")
+
+    command = add("sandbox", _sandbox, "play Katalys on a loopback port, until Ctrl-C")
+    command.add_argument("--port", type=int, default=8640, help="the port to listen at (default: %(default)s; 0: any)")
+    command.add_argument("--site-id", help="refuse messages for any other site")
+
+    command = add("decode", _decode, "show the click in a cookie's value", _json_option())
+    command.add_argument("cookie", metavar="COOKIE", help="the value, or name=value as in a Cookie header")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    return demo.run(once=arguments.once, out=lambda line: print(line, flush=True))  # also into a pipe
+
+
+def _sandbox(arguments: argparse.Namespace) -> int:
+    sandbox = Sandbox(Collector(site_id=arguments.site_id), port=arguments.port)
+    try:
+        sandbox.start()
+    except (OSError, OverflowError) as error:
+        print(f"Port {arguments.port} cannot be used: {error}. Choose another one with --port.", file=sys.stderr)
+        return FAILED
+    with sandbox:
+        print(f"Katalys' stand-in is listening. Set KATALYS_ENDPOINT={sandbox.endpoint}")
+        print(f"What it received: {sandbox.url}    Ctrl-C ends it.", flush=True)
+        while True:  # until Ctrl-C, of which main() makes an exit code
+            time.sleep(3600)
+
+
+def _decode(arguments: argparse.Namespace) -> int:
+    secret = ENVIRONMENT.select(os.environ).get("secret_key")
+    settings = Settings.from_mapping({"site_id": "KA-DECODE", "secret_key": secret}, ENVIRONMENT)
+    cookie = ClickCookie(settings.secret_key, window=LONGEST_WINDOW)
+    try:
+        click = cookie.loads(arguments.cookie.rpartition("=")[2].strip('"'))
+    except ValueError as error:
+        print(f"No click: {error}. Was it signed with another KATALYS_SECRET_KEY, or cut short?", file=sys.stderr)
+        return FAILED
+    age = datetime.now(timezone.utc) - click.clicked_at
+    shown = {
+        "transaction_id": click.transaction_id,
+        "offer_id": click.offer_id,
+        "aff_id": click.aff_id,
+        "clicked_at": click.clicked_at.isoformat(),
+        "age_in_days": round(age.total_seconds() / 86400, 2),
+    }
+    if arguments.json:
+        print(json.dumps(shown, indent=2))
+    else:
+        print("\n".join(f"{name:<15} {value}" for name, value in shown.items()))
+    return OK
+
+
 # --- delivery ---
+
+
+def _declare_delivery(add: Add) -> None:
+    summary = "deliver what is in the outbox; TERM finishes the rows in progress"
+    command = add("deliver", _deliver, summary, _json_option(), _settings_options())
+    command.add_argument("--once", action="store_true", help="end when nothing is due; 1 if a row failed")
 
 
 def _deliver(arguments: argparse.Namespace) -> int:
@@ -191,6 +226,19 @@ class _Progress:
 # --- questions ---
 
 
+def _declare_questions(add: Add) -> None:
+    options = _json_option(), _settings_options()
+    command = add("status", _status, "show how delivery stands; 1 if the operator should look at it", *options)
+    command.add_argument("--max-age", type=float, default=3600, help="seconds a row may be pending (default: 3600)")
+
+    command = add("list", _list, "list entries, the newest first", *options)
+    command.add_argument("--state", choices=[state.value for state in State], help="only these")
+    command.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
+
+    command = add("why", _why, "show the whole story of an order", *options)
+    command.add_argument("order", metavar="ORDER", help="the shop's order id")
+
+
 def _status(arguments: argparse.Namespace) -> int:
     now = time.time()
     with closing(_tracker(arguments)) as tracker:
@@ -208,8 +256,9 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    state = State(arguments.state) if arguments.state else None
     with closing(_tracker(arguments)) as tracker:
-        entries = operations.archive(tracker.outbox).entries(arguments.state, limit=arguments.limit)
+        entries = operations.archive(tracker.outbox).entries(state, limit=arguments.limit)
     if arguments.json:
         print(json.dumps([operations.as_row(entry) for entry in entries], indent=2))
     else:
@@ -234,6 +283,26 @@ def _why(arguments: argparse.Namespace) -> int:
 
 
 # --- changes ---
+
+
+def _declare_changes(add: Add) -> None:
+    settings = _settings_options()
+    command = add("retry", _retry, "have dead letters tried again", settings)
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("order", metavar="ORDER", nargs="?", help="the shop's order id")
+    which.add_argument("--all-dead", action="store_true", help="every dead letter")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="correct a field of Katalys' names"
+    )
+
+    summary = "remove a buyer's data from the outbox; what is pending is not delivered"
+    command = add("forget", _forget, summary, settings)
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("order", metavar="ORDER", nargs="?", help="the shop's order id")
+    which.add_argument("--email", metavar="ADDRESS", help="every order of this address")
+
+    command = add("prune", _prune, "delete what was finished long ago", settings)
+    command.add_argument("--older-than", type=float, metavar="DAYS", help="in place of the setting retention")
 
 
 def _retry(arguments: argparse.Namespace) -> int:
@@ -274,49 +343,4 @@ def _prune(arguments: argparse.Namespace) -> int:
     with closing(_tracker(arguments)) as tracker:
         age = tracker.settings.retention if arguments.older_than is None else timedelta(days=arguments.older_than)
         print(f"{tracker.outbox.prune(time.time() - age.total_seconds())} entries were deleted")
-    return OK
-
-
-# --- trying it out ---
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    return demo.run(once=arguments.once, out=lambda line: print(line, flush=True))  # also into a pipe
-
-
-def _sandbox(arguments: argparse.Namespace) -> int:
-    sandbox = Sandbox(Collector(site_id=arguments.site_id), port=arguments.port)
-    try:
-        sandbox.start()
-    except (OSError, OverflowError) as error:
-        print(f"Port {arguments.port} cannot be used: {error}. Choose another one with --port.", file=sys.stderr)
-        return FAILED
-    with sandbox:
-        print(f"Katalys' stand-in is listening. Set KATALYS_ENDPOINT={sandbox.endpoint}")
-        print(f"What it received: {sandbox.url}    Ctrl-C ends it.", flush=True)
-        threading.Event().wait()
-    return OK
-
-
-def _decode(arguments: argparse.Namespace) -> int:
-    secret = ENVIRONMENT.select(os.environ).get("secret_key")
-    settings = Settings.from_mapping({"site_id": "KA-DECODE", "secret_key": secret}, ENVIRONMENT)
-    cookie = ClickCookie(settings.secret_key, window=LONGEST_WINDOW)
-    try:
-        click = cookie.loads(arguments.cookie.rpartition("=")[2].strip('"'))
-    except ValueError as error:
-        print(f"No click: {error}. Was it signed with another KATALYS_SECRET_KEY, or cut short?", file=sys.stderr)
-        return FAILED
-    age = datetime.now(timezone.utc) - click.clicked_at
-    shown = {
-        "transaction_id": click.transaction_id,
-        "offer_id": click.offer_id,
-        "aff_id": click.aff_id,
-        "clicked_at": click.clicked_at.isoformat(),
-        "age_in_days": round(age.total_seconds() / 86400, 2),
-    }
-    if arguments.json:
-        print(json.dumps(shown, indent=2))
-    else:
-        print("\n".join(f"{name:<15} {value}" for name, value in shown.items()))
     return OK

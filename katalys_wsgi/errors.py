@@ -30,7 +30,7 @@ class ConfigurationError(KatalysError, ValueError):
     """The settings cannot work; ``problems`` lists every problem, each with its next step."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type[ConfigurationError], tuple[tuple[str, ...]]]:
@@ -44,8 +44,8 @@ class InvalidConversion(KatalysError, ValueError):
     """
 
     def __init__(self, order_id: str, problems: Sequence[str]) -> None:
-        self.order_id = order_id
-        self.problems = tuple(problems)
+        self.order_id: str = order_id
+        self.problems: tuple[str, ...] = tuple(problems)
         super().__init__(f"Order {order_id!r} cannot be reported: " + "; ".join(self.problems))
 
     def __reduce__(self) -> tuple[type[InvalidConversion], tuple[str, tuple[str, ...]]]:

@@ -1,9 +1,9 @@
-"""The WSGI middleware: environ in, at most one header out."""
+"""The WSGI middleware: keeps the click of a Katalys link in a cookie, and changes nothing else of any answer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .attribution.click import MARKER
@@ -12,22 +12,25 @@ from .tracker import Tracker
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-Headers = Sequence[tuple[str, str]]
+__all__ = ["ClickMiddleware", "with_cookie"]
 
-# Headers that let a shared cache keep a response whatever Cache-Control says.
+# Headers by which a shared cache may keep a response whatever Cache-Control says.
 _FOR_SHARED_CACHES = frozenset({"surrogate-control", "cdn-cache-control", "cloudflare-cdn-cache-control"})
-_NOT_PRIVATE = frozenset({"public", "s-maxage", "private"})
+# Directives of Cache-Control that a response with our cookie loses; it gets "private" instead.
+_REPLACED = frozenset({"public", "s-maxage", "private"})
 
+# What stands between two commas, unless a comma stands inside quotes.
 _directives = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+').findall
 
 
 class ClickMiddleware:
     """Keeps the click of an inbound Katalys link in a signed cookie, around any WSGI application.
 
-    A request that brings no new click is handed on as it is. The application's iterable is returned untouched.
+    A request that brings no new click is handed on as it is: the application is called with the server's own
+    ``start_response``. The application's iterable is always returned untouched.
 
     :param app: the WSGI application.
-    :param tracker: decides what is a click and how its cookie looks.
+    :param tracker: decides what is a click, and how its cookie looks.
     """
 
     def __init__(self, app: WSGIApplication, tracker: Tracker) -> None:
@@ -35,7 +38,8 @@ class ClickMiddleware:
         self._tracker = tracker
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a request (PEP 3333)."""
+        """Answer a request (PEP 3333). Raises what the application raises, and nothing else."""
+        # Almost every request ends here; one that may bring a click is looked at more closely.
         if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
             return self._app(environ, start_response)
         set_cookie = self._tracker.set_cookie_for(environ)
@@ -45,19 +49,23 @@ class ClickMiddleware:
         def start_with_cookie(
             status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
         ) -> Callable[[bytes], object]:
-            # PEP 3333 knows positions only, but servers take exc_info= as well, and so does this.
+            # PEP 3333 passes exc_info by position, but servers take it by name as well, and so does this.
             return start_response(status, with_cookie(headers, set_cookie), *exc_info, **named)
 
         return self._app(environ, start_with_cookie)
 
 
-def with_cookie(headers: Headers, set_cookie: str) -> list[tuple[str, str]]:
-    """A copy of ``headers`` with the cookie, and without leave for shared caches to keep it for everyone.
+def with_cookie(headers: Iterable[tuple[str, str]], set_cookie: str) -> list[tuple[str, str]]:
+    """A copy of a response's headers that sets a cookie, and that no shared cache may keep for other visitors.
 
-    RFC 9111 §7.3: Set-Cookie alone does not stop a cache; a stored landing page would credit a whole shop
-    to one affiliate. ``no-store`` and the other directives are kept.
+    Set-Cookie alone does not stop a cache (RFC 9111 §7.3), and a stored landing page would credit a whole shop to
+    one affiliate. So Cache-Control gets ``private`` and loses ``public`` and ``s-maxage``; ``no-store`` and every
+    other directive stay. Headers that instruct shared caches are removed.
+
+    :param headers: as the application gave them; they are not changed.
+    :param set_cookie: the value of the ``Set-Cookie`` header.
     """
-    kept = []
+    kept: list[tuple[str, str]] = []
     cache_control: list[str] = []
     for header in headers:
         name = header[0].lower()
@@ -65,11 +73,11 @@ def with_cookie(headers: Headers, set_cookie: str) -> list[tuple[str, str]]:
             cache_control += _directives(header[1])
         elif name not in _FOR_SHARED_CACHES:
             kept.append(header)
-    private = [directive.strip() for directive in cache_control if not _is_shared(directive)]
+    private = [directive.strip() for directive in cache_control if not _is_replaced(directive)]
     kept.append(("Cache-Control", ", ".join(["private", *filter(None, private)])))
     kept.append(("Set-Cookie", set_cookie))
     return kept
 
 
-def _is_shared(directive: str) -> bool:
-    return directive.partition("=")[0].strip().lower() in _NOT_PRIVATE
+def _is_replaced(directive: str) -> bool:
+    return directive.partition("=")[0].strip().lower() in _REPLACED

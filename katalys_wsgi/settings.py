@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from . import checks
 from .checks import ENDPOINT, Consent
@@ -96,6 +97,11 @@ def _setting(check: checks.Check, *, default: Any, secret: bool = False) -> Any:
     return field(default=default, repr=not secret, metadata={"check": check})
 
 
+def _choice(names: Any) -> checks.Check:
+    """The check that a value is one of a ``Literal``'s, so that a type checker and start-up accept the same."""
+    return checks.choice(*get_args(names))
+
+
 @dataclass(frozen=True, init=False)
 class Settings:
     """The settings of one :class:`~katalys_wsgi.Tracker`, checked and converted.
@@ -106,10 +112,10 @@ class Settings:
 
     site_id: str = _setting(checks.site_id, default="")
     secret_key: tuple[str, ...] = _setting(checks.secret_keys, default=(), secret=True)
-    conversion_type: ConversionType = _setting(checks.choice("force_convert", "offline_conv"), default="force_convert")
+    conversion_type: ConversionType = _setting(_choice(ConversionType), default="force_convert")
     endpoint: str = _setting(checks.endpoint, default=ENDPOINT)
-    wire: WireName = _setting(checks.choice("json", "form", "get"), default="json")
-    attribution: Attribution = _setting(checks.choice("last-click", "first-click"), default="last-click")
+    wire: WireName = _setting(_choice(WireName), default="json")
+    attribution: Attribution = _setting(_choice(Attribution), default="last-click")
     # Katalys' programs pay for sales within 30 days of the click unless agreed otherwise.
     attribution_window: timedelta = _setting(checks.duration(60, checks.LONGEST_WINDOW), default=timedelta(days=30))
     sources: tuple[str, ...] = _setting(checks.sources, default=("katalys", "revoffers"))
@@ -118,8 +124,10 @@ class Settings:
     cookie_secure: bool | Literal["auto"] = _setting(checks.cookie_secure, default="auto")
     consent: Consent | None = _setting(checks.consent, default=None)
     trusted_proxies: int = _setting(checks.whole(0, 16), default=0)
-    outbox: str | Outbox = _setting(checks.outbox, default="katalys-outbox.db", secret=True)  # may hold a password
-    delivery: Delivery = _setting(checks.choice("thread", "external"), default="thread")
+    outbox: str | Path | Outbox = _setting(
+        checks.outbox, default="katalys-outbox.db", secret=True
+    )  # may hold a password
+    delivery: Delivery = _setting(_choice(Delivery), default="thread")
     delivery_workers: int = _setting(checks.whole(1, 64), default=4)
     connect_timeout: timedelta = _setting(checks.duration(0.05), default=timedelta(seconds=3))
     read_timeout: timedelta = _setting(checks.duration(0.05), default=timedelta(seconds=10))

@@ -55,7 +55,8 @@ class Tracker:
     ) -> None:
         if settings is not None and options:
             raise ConfigurationError(f"{PYTHON.of(next(iter(options)))} is given beside a Settings; put it there.")
-        self.settings = settings = settings or Settings(**options)
+        self.settings: Settings = settings or Settings(**options)
+        settings = self.settings
         self._clock = clock
         self._events = Events(hooks)
         self.outbox: Outbox = open_outbox(settings.outbox, clock=clock, events=self._events)

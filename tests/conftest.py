@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 
 import pytest
 
-from katalys_wsgi import Event, Tracker
+from katalys_wsgi import Event, Settings, Tracker
+from katalys_wsgi.delivery.sender import Sender
 from katalys_wsgi.sandbox import Sandbox
 
+from .peer import Answer, MakePeer, Peer
 from .servers import MariaDB, NotInstalled, Postgres, Redis
 from .support import SECRET, SITE_ID, MakeTracker
+
+pytest.register_assert_rewrite("tests.outbox_conformance")
 
 #: Under .ci/run a test whose server or program is missing fails instead of being skipped. Taken out of the
 #: environment, where every KATALYS_ name is a setting.
@@ -51,6 +56,35 @@ def sandbox() -> Iterator[Sandbox]:
     """Katalys, on a loopback port."""
     with Sandbox() as running:
         yield running
+
+
+@pytest.fixture
+def peer() -> Iterator[MakePeer]:
+    """Makes servers of raw bytes; closes them after the test."""
+    made: list[Peer] = []
+
+    def make(*answers: Answer, tls: ssl.SSLContext | None = None) -> Peer:
+        made.append(Peer(answers, tls))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def make_sender() -> Iterator[Callable[..., Sender]]:
+    """Makes a sender for an endpoint, or for the port of a peer; closes it after the test."""
+    made: list[Sender] = []
+
+    def make(endpoint: str | int, **options: Any) -> Sender:
+        address = endpoint if isinstance(endpoint, str) else f"http://127.0.0.1:{endpoint}/v2/_tr_offline"
+        made.append(Sender(Settings(site_id=SITE_ID, secret_key=SECRET, endpoint=address, **options)))
+        return made[-1]
+
+    yield make
+    for sender in made:
+        sender.close()
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from .support import free_port, wait_until
@@ -38,6 +41,11 @@ class Postgres:
     def stop(self, mode: str = "fast") -> None:
         self._control("stop", "-m", mode)
 
+    def suspended(self) -> AbstractContextManager[None]:
+        """In the block the server accepts and acknowledges, by its kernel, and says nothing."""
+        postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
+        return _suspended([postmaster, *_children_of(postmaster)])
+
     def _control(self, *arguments: str) -> None:
         _run([*self._prefix, _program("pg_ctl", "postgresql"), "-D", self._data, *arguments])
 
@@ -66,6 +74,10 @@ class MariaDB:
         self._process.terminate()
         self._process.wait(30)
 
+    def suspended(self) -> AbstractContextManager[None]:
+        """In the block the server accepts and acknowledges, by its kernel, and says nothing."""
+        return _suspended([self._process.pid])
+
 
 class Redis:
     """One Redis server that keeps nothing on disk."""
@@ -89,6 +101,28 @@ class Redis:
         self._process.wait(10)
 
     stop = kill
+
+
+@contextmanager
+def _suspended(processes: list[int]) -> Iterator[None]:
+    """SIGSTOP for these processes, and SIGCONT at the end."""
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _children_of(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _program(name: str, package: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -10,7 +11,11 @@ from decimal import Decimal
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-from katalys_wsgi import Conversion, Event, Tracker, Visit
+import pytest
+
+from katalys_wsgi import Click, ConfigurationError, Conversion, Event, OrderUpdate, Settings, Tracker, Visit
+from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.settings import PYTHON, Spelling
 
 SITE_ID = "KA-1A2B3C4"
 SECRET = "kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2"
@@ -28,11 +33,14 @@ TWELVE_KEYS = (
 BUYER_IP = "203.0.113.7"
 BUYER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) Test/1.0"
 
+#: The click of the specification's own example.
+CLICK = Click("1234abcd", "1234", "5678", datetime(2026, 11, 22, 12, 0, 0, tzinfo=timezone.utc))
+
 #: What the fixtures ``make_tracker`` and ``make_observed`` are.
 MakeTracker = Callable[..., Tracker]
 
 
-def make_conversion(order_id: str = "1001", **changes: Any) -> Conversion:
+def make_conversion(order_id: Any = "1001", **changes: Any) -> Conversion:
     """The order that tests buy."""
     fields: dict[str, Any] = {
         "order_id": order_id,
@@ -42,6 +50,48 @@ def make_conversion(order_id: str = "1001", **changes: Any) -> Conversion:
         "discounts": ["SPRING"],
     }
     return Conversion(**{**fields, **changes})
+
+
+class Column:
+    """What an ORM's class attribute does: a comparison is an expression, and that is neither true nor false.
+
+    ``Conversion(sale_amount=Order.total)`` instead of ``order.total`` is easily written.
+    """
+
+    def __eq__(self, other: object) -> Column:  # type: ignore[override]
+        return self  # pragma: no cover - nobody compares it any more
+
+    __ne__ = __lt__ = __gt__ = __eq__  # type: ignore[assignment]
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __bool__(self) -> bool:
+        raise TypeError("Boolean value of this clause is not defined")  # pragma: no cover
+
+
+def make_postback(order: Conversion | str = "1001", **changes: Any) -> Postback:
+    """The message of an order, one of :func:`make_conversion` where an id is given, placed after :data:`CLICK`."""
+    conversion = make_conversion(order) if isinstance(order, str) else order
+    options: dict[str, Any] = {
+        "site_id": SITE_ID,
+        "conversion_type": "force_convert",
+        "click": CLICK,
+        "client_ip": BUYER_IP,
+        "user_agent": BUYER_AGENT,
+    }
+    return Postback.from_conversion(conversion, **{**options, **changes})
+
+
+def make_update(order_id: Any = "1001", **changes: Any) -> Postback:
+    """The message of an order update."""
+    return Postback.from_update(OrderUpdate(order_id, **changes), site_id=SITE_ID)
+
+
+def fields_of(postback: Postback) -> dict[str, str]:
+    """The fields that a message sends."""
+    fields: dict[str, str] = json.loads(postback.payload)
+    return fields
 
 
 def make_environ(query: str = "", *, cookie: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -130,3 +180,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def make_settings(**changes: Any) -> Settings:
+    """The settings of a shop that has set the two required ones."""
+    return Settings(**{"site_id": SITE_ID, "secret_key": SECRET, **changes})
+
+
+def problems_of(values: dict[str, Any], spelling: Spelling = PYTHON) -> tuple[str, ...]:
+    """What start-up says of settings that cannot work, given in this spelling."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_mapping(values, spelling)
+    return caught.value.problems

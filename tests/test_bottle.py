@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import bottle
 import pytest
 from webtest import TestApp
 
-from katalys_wsgi import InvalidConversion, Outcome, Tracker, Visit
+from katalys_wsgi import KatalysError, OrderUpdate, Record, Tracker, Visit
 from katalys_wsgi.bottle import KatalysPlugin
 
 from .support import LINK, make_conversion
@@ -105,9 +105,10 @@ def test_other_keyword(tracker: Tracker) -> None:
     app = bottle.Bottle()
     app.install(KatalysPlugin(tracker, keyword="visit"))
 
-    @app.get("/<number:int>")
     def page(number: int, visit: Visit) -> str:
         return f"{number} {who(visit)}"
+
+    app.get("/<number:int>", callback=page)
 
     assert browse(app, f"/7?{LINK}").text == "7 5678"
 
@@ -211,18 +212,32 @@ def test_application_inside_another(tracker: Tracker, join: str) -> None:
 def test_strictness(
     make_tracker: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch, debug: bool, setting: bool, strict: bool
 ) -> None:
-    """Under bottle.debug() bad data raises, so that a fault shows in development."""
-    monkeypatch.setattr(bottle, "DEBUG", debug)
-    outcomes: list[Any] = []
+    """Under bottle.debug(), switched on however late, every verb raises, so that an error shows in development."""
+    answers: list[str] = []
     app = bottle.Bottle()
     app.install(KatalysPlugin(make_tracker(strict=setting)))
+    monkeypatch.setattr(bottle, "DEBUG", debug)
 
-    @app.get("/")
-    def buy(katalys: Visit) -> None:
-        try:
-            outcomes.append(katalys.record(make_conversion(sale_amount="a lot")).outcome)
-        except InvalidConversion as fault:
-            outcomes.append(type(fault))
+    def view(katalys: Visit) -> None:
+        lost = OrderUpdate("1001", order_status=cast(Any, "lost"))  # a status that Katalys does not know
+        resumed = katalys.resume(katalys.token())
+        calls: list[Callable[[], Record]] = [
+            lambda: katalys.record(make_conversion(sale_amount="a lot")),
+            lambda: resumed.record(make_conversion(sale_amount="a lot")),
+            lambda: katalys.record_update(lost),
+            lambda: katalys.resume("nonsense").record(make_conversion()),
+        ]
+        for call in calls:
+            try:
+                answers.append(call().outcome.name)
+            except KatalysError as error:
+                answers.append(type(error).__name__)
 
+    app.get("/", callback=view)
     browse(app, LANDING)
-    assert outcomes == [InvalidConversion if strict else Outcome.INVALID]
+
+    assert answers == (
+        ["InvalidConversion", "InvalidConversion", "InvalidConversion", "InvalidToken"]
+        if strict
+        else ["INVALID", "INVALID", "INVALID", "NO_CLICK"]
+    )

@@ -22,16 +22,16 @@ from typing import Any
 import celery
 import pytest
 import redis
+import sqlalchemy
 
 from katalys_wsgi import Outcome, Tracker
 from katalys_wsgi import celery as katalys_celery
 from katalys_wsgi.celery import BEAT_SCHEDULE, EVERY, ROUTES, bind, deliver_due
-from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
-from katalys_wsgi.process import PerProcess
+from katalys_wsgi.operations import archive
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .faults.harness import PATIENCE, Program, accepted_orders, environment, running, wait_until
-from .support import BUYER_AGENT, BUYER_IP, LINK, make_conversion, make_environ
+from .faults.harness import PATIENCE, Program, accepted_orders, environment, happens, running
+from .support import BUYER_AGENT, BUYER_IP, LINK, Stopwatch, make_conversion, make_environ
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "celery_worker.py"
@@ -46,9 +46,11 @@ def sell(tracker: Tracker, *order_ids: str) -> list[Outcome]:
 
 
 @pytest.fixture(autouse=True)
-def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(katalys_celery, "_bound", [])
-    monkeypatch.setattr(katalys_celery, "_from_environ", PerProcess(Tracker.from_environ))
+def unbound() -> Iterator[None]:
+    """No test finds the tracker of another."""
+    bind(None)
+    yield
+    bind(None)
 
 
 def test_every_application_has_the_task() -> None:
@@ -78,12 +80,23 @@ def test_a_bound_tracker_delivers(tracker: Tracker, sandbox: Sandbox) -> None:
 def test_settings_come_from_the_environment(
     tracker: Tracker, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[Tracker] = []
+    from_environ = Tracker.from_environ
+
+    def remembered() -> Tracker:
+        made.append(from_environ())
+        return made[-1]
+
+    monkeypatch.setattr(Tracker, "from_environ", remembered)
+    bind(None)
     for name, value in options.items():
         monkeypatch.setenv(f"KATALYS_{name.upper()}", value)
     sell(tracker, "1001")
 
     assert deliver_due()["settled"] == 1
-    katalys_celery._from_environ.get().close()
+    assert deliver_due()["settled"] == 0
+    assert len(made) == 1
+    made[0].close()
 
 
 def test_the_latest_bound_tracker_counts(make_tracker: Callable[..., Tracker], tmp_path: Path) -> None:
@@ -104,13 +117,12 @@ def test_a_backlog_is_left_to_the_next_tasks_in_time(
     bind(tracker)
     sell(tracker, *(str(number) for number in range(20)))
     sandbox.collector.misbehave(Misbehaviour.slow(0.1))
-    started = time.monotonic()
-    settled = deliver_due()["settled"]
-    took = time.monotonic() - started
+    with Stopwatch() as watch:
+        settled = deliver_due()["settled"]
 
     assert 1 <= settled < 20
-    assert took < 2
-    assert tracker.outbox.statistics().due == 20 - settled
+    assert watch.seconds < 2
+    assert archive(tracker.outbox).statistics().due == 20 - settled
 
 
 def test_the_example_names_both_commands() -> None:
@@ -128,17 +140,16 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def settings(options: dict[str, Any], postgres: Any) -> dict[str, Any]:
-    """The outbox is in PostgreSQL, empty; a row in a dead worker's hands is due again after 3 seconds."""
-    outbox = SQLAlchemyOutbox(postgres.url)
-    outbox.statistics()
-    with outbox._engine.get().begin() as db:
-        outbox.table.drop(db)
-    outbox.close()
+    """The outbox is in PostgreSQL, empty; a row that a dead worker had claimed is due again after 3 seconds."""
+    engine = sqlalchemy.create_engine(postgres.url)
+    with engine.begin() as db:
+        db.execute(sqlalchemy.text("DROP TABLE IF EXISTS katalys_outbox"))
+    engine.dispose()
     return {**options, "outbox": postgres.url, "deadline": "1", "read_timeout": "0.9", "connect_timeout": "0.9"}
 
 
 @pytest.fixture
-def broker(redis_server: Any) -> Iterator[redis.Redis[Any]]:
+def broker(redis_server: Any) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client
@@ -171,21 +182,21 @@ WORKER, BEAT = commands()
 
 
 def is_ready(worker: Program) -> bool:
-    return wait_until(lambda: " ready." in worker.output())
+    return happens(lambda: " ready." in worker.output())
 
 
 @pytest.mark.slow
 def test_beat_and_worker_deliver(
     make_tracker: Callable[..., Tracker], settings: dict[str, Any], start: Any, broker: Any, sandbox: Sandbox
 ) -> None:
-    """The example's two commands as they stand; the messages between them hold nothing about anybody."""
+    """The example's two commands as they stand; the messages between them hold no personal data."""
     tracker = make_tracker(**settings)
     sell(tracker, "1001", "1002")
     start(BEAT)
-    assert wait_until(lambda: broker.llen("katalys") > 0)
+    assert happens(lambda: broker.llen("katalys") > 0)
     messages = broker.lrange("katalys", 0, -1)
     start(WORKER)
-    delivered = wait_until(lambda: sorted(accepted_orders(sandbox)) == ["1001", "1002"])
+    delivered = happens(lambda: sorted(accepted_orders(sandbox)) == ["1001", "1002"])
 
     assert delivered
     assert {json.loads(message)["headers"]["task"] for message in messages} == {"katalys_wsgi.deliver_due"}
@@ -206,7 +217,7 @@ def test_two_workers_never_hold_the_same_row(
     redis_server: Any,
     sandbox: Sandbox,
 ) -> None:
-    """Two hosts of two processes; more messages than anybody needs."""
+    """Two hosts of two processes; more messages than are needed."""
     tracker = make_tracker(**settings)
     sell(tracker, *(str(number) for number in range(400)))
     workers = [start(WORKER, "--hostname", f"host{number}@%h") for number in range(2)]
@@ -214,7 +225,7 @@ def test_two_workers_never_hold_the_same_row(
     with publishing(redis_server.url) as publish:
         for _ in range(12):
             publish()
-        assert wait_until(lambda: tracker.outbox.statistics().pending == 0)
+        assert happens(lambda: archive(tracker.outbox).statistics().pending == 0)
 
     counts = Counter(accepted_orders(sandbox))
     assert set(counts) == {str(number) for number in range(400)}
@@ -238,12 +249,12 @@ def test_a_worker_killed_in_the_middle_of_500_rows(
     with publishing(redis_server.url) as publish:
         assert is_ready(first)
         publish()
-        assert wait_until(lambda: len(sandbox.collector.accepted) > 100, every=0.01)
+        assert happens(lambda: len(sandbox.collector.accepted) > 100, every=0.01)
         kill_all(first)
         before = len(accepted_orders(sandbox))
         start(WORKER)
         give_up_at = time.monotonic() + 2 * PATIENCE
-        while tracker.outbox.statistics().pending and time.monotonic() < give_up_at:
+        while archive(tracker.outbox).statistics().pending and time.monotonic() < give_up_at:
             publish()
             time.sleep(1)
 
@@ -252,8 +263,8 @@ def test_a_worker_killed_in_the_middle_of_500_rows(
     assert before < 500
     assert set(counts) == {str(number) for number in range(500)}
     assert max(counts.values()) <= 2
-    assert sum(counts.values()) - 500 <= 4 * 32  # what one task may hold
-    assert tracker.outbox.statistics().delivered == 500
+    assert sum(counts.values()) - 500 <= 4 * 32  # what one task may have claimed
+    assert archive(tracker.outbox).statistics().delivered == 500
 
 
 def kill_all(worker: Program) -> None:
@@ -277,16 +288,15 @@ def test_redis_dies_with_everything_it_knew(
     try:
         outcomes = sell(tracker, "before")
         redis_server.kill()
-        started = time.monotonic()
-        outcomes += sell(tracker, "meanwhile")
-        took = time.monotonic() - started
+        with Stopwatch() as watch:
+            outcomes += sell(tracker, "meanwhile")
     finally:
         redis_server.start()
     outcomes += sell(tracker, "after")
 
-    assert wait_until(lambda: {"before", "meanwhile", "after"} <= set(accepted_orders(sandbox)), 2 * PATIENCE)
+    assert happens(lambda: {"before", "meanwhile", "after"} <= set(accepted_orders(sandbox)), 2 * PATIENCE)
     assert outcomes == [Outcome.RECORDED] * 3
-    assert took < 1
+    assert watch.seconds < 1
 
 
 # --- the checkout ------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from itsdangerous import Signer, URLSafeSerializer
 
-from katalys_wsgi import Click
+from katalys_wsgi import Click, Event
 from katalys_wsgi.attribution.cookie import LONGEST_VALUE, MOST_CANDIDATES, ClickCookie, SignedText
+from katalys_wsgi.events import Events
 from katalys_wsgi.settings import Settings
 
 from .support import OLD_SECRET, SECRET, SITE_ID
@@ -25,7 +26,7 @@ SALT = "katalys_wsgi.click.v1"
 
 CLICK = Click("102ef7451ec3e20cf1360ef6df7e1e", "1234", "5678", NOW)
 
-#: Written by 0.1 with SECRET for CLICK, and for the two clicks below. They must be readable for ever.
+#: Written by 0.1 with SECRET for CLICK, and for the two clicks below. Every later version must read them.
 GOLDEN = (
     "WzEsIjEwMmVmNzQ1MWVjM2UyMGNmMTM2MGVmNmRmN2UxZSIsIjEyMzQiLCI1Njc4IiwxNzcyMzY2NDAwXQ"
     ".LacT_ARz4GEcm3OHLG3AByXEnSzQ3aU8ZpoIYfG7fHM"
@@ -56,7 +57,14 @@ def header(value: str) -> str:
     return f"katalys_click={value}"
 
 
+def signed_bytes(payload: bytes) -> str:
+    """A signature of ours around bytes that are not a payload of ours."""
+    signer = Signer(SECRET, salt=SALT, key_derivation="hmac", digest_method=hashlib.sha256)
+    return signer.sign(payload).decode("latin-1")
+
+
 COOKIE = make()
+NOT_JSON = signed_bytes(b"e25vdCBqc29u")  # base64 of {not json
 
 
 # --- the format, frozen from 0.1 on ---
@@ -70,7 +78,7 @@ COOKIE = make()
     ],
 )
 def test_a_click_is_written_as_in_version_0_1(click: Click, golden: str) -> None:
-    """A release that wrote another text would cost its shops every click on the way back to the older one."""
+    """A release that wrote anything else would cost its shops every click on the way back to the older one."""
     assert COOKIE.dumps(click) == golden
 
 
@@ -82,13 +90,13 @@ def test_a_click_is_written_as_in_version_0_1(click: Click, golden: str) -> None
         pytest.param(REPETITIVE, GOLDEN_REPETITIVE, id="compressed"),
     ],
 )
-def test_a_cookie_of_version_0_1_is_read_for_ever(click: Click, golden: str) -> None:
+def test_a_cookie_of_version_0_1_is_read_by_every_later_version(click: Click, golden: str) -> None:
     assert COOKIE.loads(golden) == click
     assert COOKIE.read(header(golden), NOW) == click
 
 
 def test_plain_itsdangerous_reads_the_cookie() -> None:
-    """The signature's digest, derivation and salt are all told, so that no default of itsdangerous decides them."""
+    """The signature's digest, derivation and salt are all given explicitly: no default of itsdangerous decides them."""
     cookie = make(OLD_SECRET, SECRET)
 
     payload = plain_serializer([OLD_SECRET, SECRET]).loads(cookie.dumps(CLICK))
@@ -108,8 +116,8 @@ def test_a_typical_value_takes_less_than_200_bytes() -> None:
 
 def test_the_longest_click_fits_into_a_cookie() -> None:
     """RFC 6265 §6.1: browsers keep 4096 bytes of name, value and attributes."""
-    ids = [hashlib.sha512(name.encode()).hexdigest() for name in "abc"]
-    longest = Click(*ids, NOW)
+    a, b, c = (hashlib.sha512(name.encode()).hexdigest() for name in "abc")
+    longest = Click(a, b, c, NOW)
 
     text = COOKIE.set_cookie(longest, secure=True)
 
@@ -214,7 +222,7 @@ OURS = header(GOLDEN)
         pytest.param(f"a==b=c; {OURS}", id="many-equals-signs"),
         pytest.param(f"a=Gr\xc3\xb6\xc3\x9fe; {OURS}", id="utf-8"),
         pytest.param(f"a=\xff\x00\x01; {OURS}", id="control-characters"),
-        pytest.param(f"a=\udcff; {OURS}", id="half-a-character"),
+        pytest.param(f"a=\udcff; {OURS}", id="lone-surrogate"),
         pytest.param(f"a=b, {OURS}", id="comma-joined"),
         pytest.param(f"{OURS},a=b", id="comma-joined-after"),
         pytest.param(f"a=b\t;\t{OURS}", id="tabs"),
@@ -239,14 +247,14 @@ def test_the_click_is_found_whatever_stands_around_it(text: str) -> None:
         pytest.param("katalys_click=", id="empty"),
         pytest.param("katalys_click", id="no-value"),
         pytest.param('katalys_click=""', id="quotes-only"),
-        pytest.param("katalys_click=deleted", id="another-text"),
+        pytest.param("katalys_click=deleted", id="another-value"),
         pytest.param(f"katalys_click={GOLDEN.partition('.')[0]}", id="unsigned"),
         pytest.param(f"katalys_click={GOLDEN.partition('.')[0]}.", id="empty-signature"),
         pytest.param(f"katalys_click=.{GOLDEN.partition('.')[2]}", id="signature-only"),
         pytest.param(f"katalys_click={GOLDEN[:-4]}", id="cut-short"),
         pytest.param(f"katalys_click={GOLDEN}x", id="too-long"),
         pytest.param(f"katalys_click={GOLDEN} x", id="space-inside"),
-        pytest.param(f"katalys_click={GOLDEN}\udcff", id="half-a-character"),
+        pytest.param(f"katalys_click={GOLDEN}\udcff", id="lone-surrogate"),
         pytest.param(f"katalys_click={GOLDEN}\xe9", id="not-ascii"),
         pytest.param(f"katalys_click=%22{GOLDEN}%22", id="percent-encoded-quotes"),
         pytest.param(f"my_katalys_click={GOLDEN}", id="a-name-that-ends-like-ours"),
@@ -256,7 +264,7 @@ def test_the_click_is_found_whatever_stands_around_it(text: str) -> None:
         pytest.param(f"katalys_click={'.' * 4000}", id="dots"),
     ],
 )
-def test_anything_else_is_no_click(text: str) -> None:
+def test_anything_else_holds_no_click(text: str) -> None:
     assert COOKIE.read(text, NOW) is None
 
 
@@ -264,7 +272,7 @@ def test_anything_else_is_no_click(text: str) -> None:
 @given(st.text(alphabet=st.characters(exclude_categories=()), max_size=300))
 @example("katalys_click=\udcff.\udcff")
 @example("katalys_click=" * 500)
-def test_no_header_text_at_all_raises(text: str) -> None:
+def test_no_header_whatever_raises(text: str) -> None:
     assert COOKIE.read(text, NOW) is None
     assert COOKIE.read("katalys_click=" + text, NOW) is None
 
@@ -359,7 +367,7 @@ def altered(positions: range) -> list[str]:
     ]
 
 
-def test_a_value_altered_at_any_byte_but_the_last_is_no_click() -> None:
+def test_a_value_altered_at_any_byte_but_the_last_holds_no_click() -> None:
     forgeries = altered(range(len(GOLDEN) - 1))
 
     assert len(forgeries) > 4 * (len(GOLDEN) - 1)
@@ -394,11 +402,11 @@ def test_a_signature_of_another_click_does_not_fit() -> None:
         }).dumps([1, "t", "1", "2", 1772366400]), id="no-derivation"),
     ],
 )  # fmt: skip
-def test_what_was_signed_otherwise_is_no_click(other: str) -> None:
+def test_a_value_signed_in_another_way_holds_no_click(other: str) -> None:
     assert COOKIE.read(header(other), NOW) is None
 
 
-def test_a_token_of_a_visit_is_no_cookie_and_a_cookie_no_token() -> None:
+def test_neither_a_visit_token_is_read_as_a_cookie_nor_a_cookie_as_a_token() -> None:
     """Each use has its own salt."""
     tokens = SignedText([SECRET], "katalys_wsgi.visit.v1")
 
@@ -413,33 +421,30 @@ def test_a_token_of_a_visit_is_no_cookie_and_a_cookie_no_token() -> None:
         pytest.param([2, "t", "1", "2", 1772366400], id="a-later-version"),
         pytest.param([1, "t", "1", "2"], id="too-short"),
         pytest.param([1, "t", "1", "2", 1772366400, 5], id="too-long"),
-        pytest.param([1, "t", "1", "2", "1772366400"], id="time-as-text"),
+        pytest.param([1, "t", "1", "2", "1772366400"], id="time-as-string"),
         pytest.param([1, "t", "1", "2", None], id="no-time"),
         pytest.param([1, "t", "1", "2", 1772366400.5], id="time-as-float"),
         pytest.param([1, "t", "1", "2", 10**13], id="year-318857"),
         pytest.param([1, "t", "1", "2", 10**30], id="no-time-at-all"),
         pytest.param([1, "t", "1", "2", -(10**30)], id="before-all-time"),
         pytest.param({"transaction_id": "t"}, id="mapping"),
-        pytest.param("t", id="text"),
+        pytest.param("t", id="string"),
         pytest.param(None, id="null"),
         pytest.param([], id="empty"),
     ],
 )
-def test_a_signed_payload_of_another_shape_is_no_click(payload: object) -> None:
+def test_a_signed_payload_of_another_shape_holds_no_click(payload: object) -> None:
     """A later version, rolled back, must not take the shop's pages down."""
     assert COOKIE.read(header(signed(payload)), NOW) is None
-    with pytest.raises(ValueError):  # noqa: PT011 - any kind of it
+    with pytest.raises(ValueError, match=r"the payload (is of another version|has an impossible time)"):
         COOKIE.loads(signed(payload))
 
 
 @pytest.mark.parametrize(
     "payload", [b"{not json", b"\xff\xfe", b"", b"."], ids=["not-json", "not-utf-8", "empty", "empty-compressed"]
 )
-def test_a_signed_text_that_is_no_json_is_no_click(payload: bytes) -> None:
-    signer = Signer(SECRET, salt=SALT, key_derivation="hmac", digest_method=hashlib.sha256)
-    text = signer.sign(payload).decode("latin-1")
-
-    assert COOKIE.read(header(text), NOW) is None
+def test_a_signed_string_that_is_not_json_holds_no_click(payload: bytes) -> None:
+    assert COOKIE.read(header(signed_bytes(payload)), NOW) is None
 
 
 # --- rotated keys ---
@@ -461,22 +466,39 @@ def test_a_key_that_is_no_longer_listed_is_refused() -> None:
     assert make(SECRET).read(header(written), NOW) is None
 
 
-# --- what is told about it ---
+# --- what is logged about it ---
 
 
-def test_an_unreadable_cookie_is_one_debug_line_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        pytest.param(GOLDEN[:-4], "the signature does not match", id="cut-short"),
+        pytest.param(GOLDEN + " x", "not a signed string", id="another-alphabet"),
+        pytest.param(signed([2, "t", "1", "2", 1772366400]), "the payload is of another version", id="later-version"),
+        pytest.param(signed([1, "t", "1", "2", 10**30]), "the payload has an impossible time", id="impossible-time"),
+        pytest.param(NOT_JSON, "the signed payload cannot be read", id="not-json"),
+    ],
+)
+def test_an_unreadable_cookie_is_one_debug_line_that_repeats_none_of_it(
+    value: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Event] = []
+    cookie = ClickCookie([SECRET], window=WINDOW, events=Events([events.append]))
+
     with caplog.at_level(logging.DEBUG, "katalys_wsgi"):
-        COOKIE.read(header(GOLDEN[:-4]), NOW)
+        cookie.read(header(value), NOW)
 
     (line,) = caplog.records
-    assert line.levelno == logging.DEBUG
-    assert line.getMessage().startswith("katalys_wsgi.cookie_unreadable ")
-    assert GOLDEN[:20] not in line.getMessage()
+    assert (line.levelno, line.getMessage()) == (logging.DEBUG, f"katalys_wsgi.cookie_unreadable reason={reason}")
+    assert [event.name for event in events] == ["cookie_unreadable"]
 
 
-def test_a_request_without_our_cookie_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("text", ["", 'a=b; consent={"x":1}', header(GOLDEN)], ids=["none", "others", "readable"])
+def test_a_request_with_nothing_unreadable_logs_nothing(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    cookie = ClickCookie([SECRET], window=WINDOW, events=Events())
+
     with caplog.at_level(logging.DEBUG, "katalys_wsgi"):
-        COOKIE.read('a=b; consent={"x":1}', NOW)
+        cookie.read(text, NOW)
 
     assert caplog.records == []
 

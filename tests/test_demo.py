@@ -14,17 +14,15 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from webtest import TestApp
 
+from katalys_wsgi import ClickMiddleware, Tracker
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox, demo
 
-from .support import TWELVE_KEYS
+from .support import TWELVE_KEYS, wait_until
 
 #: An interpreter that buffers what it prints into a pipe, as every shop's does.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-
-def told(lines: list[str]) -> str:
-    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +47,30 @@ def ended(folders: tuple[Path, Path]) -> subprocess.CompletedProcess[str]:
 
 
 class TestOnce:
-    def test_it_ends_well_and_says_nothing_on_the_side(self, ended):
+    def test_it_ends_with_0_and_writes_nothing_to_stderr(self, ended: subprocess.CompletedProcess[str]) -> None:
         assert (ended.returncode, ended.stderr) == (0, "")
         assert "Arrived intact." in ended.stdout
 
-    def test_it_shows_the_twelve_keys_in_their_order(self, ended):
+    def test_it_shows_the_twelve_keys_in_their_order(self, ended: subprocess.CompletedProcess[str]) -> None:
         received = ended.stdout.partition("received by POST application/json, and answered 204:")[2]
         shown = [line.split()[0] for line in received.splitlines() if line.startswith("  ")]
 
         assert tuple(shown[:12]) == TWELVE_KEYS
         assert shown[12:] == ["line_item_1_sku", "line_item_1_price", "line_item_1_qty"]
 
-    def test_it_tells_each_step(self, ended):
+    def test_it_prints_each_step(self, ended: subprocess.CompletedProcess[str]) -> None:
         assert "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678" in ended.stdout
         assert "Set-Cookie: katalys_click=" in ended.stdout
         assert "Further pages set no cookie." in ended.stdout
         assert "POST /checkout" in ended.stdout
         assert "Verdict: attributable." in ended.stdout
 
-    def test_it_leaves_no_file_behind(self, ended, folders):
+    def test_it_leaves_no_file_behind(
+        self, ended: subprocess.CompletedProcess[str], folders: tuple[Path, Path]
+    ) -> None:
         assert [list(folder.iterdir()) for folder in folders] == [[], []]
 
-    def test_several_may_run_at_once(self):
+    def test_several_may_run_at_once(self) -> None:
         """Every port is a free one."""
         codes: list[int] = []
         threads = [
@@ -85,21 +85,22 @@ class TestOnce:
 
 
 class TestNotIntact:
-    def test_what_arrived_differs(self, monkeypatch):
+    def test_what_arrived_differs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, "EXPECTED", {**demo.EXPECTED, "sale_amount": "59.9"})
         lines: list[str] = []
 
         assert demo.run(once=True, out=lines.append) == 1
-        assert "Expected" in told(lines)
-        assert "Arrived intact" not in told(lines)
+        text = "\n".join(lines)
+        assert "Expected" in text
+        assert "Arrived intact" not in text
 
-    def test_the_order_of_the_keys_counts(self, monkeypatch):
+    def test_the_order_of_the_keys_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, "EXPECTED", dict(reversed(demo.EXPECTED.items())))
 
         assert demo.run(once=True, out=lambda _: None) == 1
 
     @pytest.mark.parametrize("status", [400, 404, 503])
-    def test_nothing_arrived(self, monkeypatch, status):
+    def test_nothing_arrived(self, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
         def broken() -> Sandbox:
             sandbox = Sandbox()
             sandbox.collector.misbehave(Misbehaviour.status(status))
@@ -109,11 +110,11 @@ class TestNotIntact:
         lines: list[str] = []
 
         assert demo.run(once=True, out=lines.append) == 1
-        assert "received nothing" in told(lines)
+        assert "received nothing" in "\n".join(lines)
 
 
 class Demo:
-    """The demo that stays, as a person starts it from a shell."""
+    """The demo that stays, as an operator starts it from a shell."""
 
     def __init__(self, folder: Path) -> None:
         # A background job of a script is started with SIGINT ignored, and so would be its children.
@@ -141,10 +142,10 @@ class Demo:
         self._queue.put("")
 
     def read_until(self, words: str) -> str:
-        """What it said up to the line with ``words``."""
+        """What it printed up to the line with ``words``."""
         while not self.lines or words not in self.lines[-1]:
             line = self._queue.get(timeout=30)
-            assert line, f"it ended without saying {words!r}: {''.join(self.lines)}"
+            assert line, f"it ended without printing {words!r}: {''.join(self.lines)}"
             self.lines.append(line)
         return "".join(self.lines)
 
@@ -170,24 +171,21 @@ def address_after(text: str, words: str) -> str:
 
 
 class TestStaying:
-    def test_it_serves_both_until_ctrl_c(self, running, tmp_path):
-        """Both addresses are there as soon as they are told, also through a pipe."""
+    def test_it_serves_both_until_ctrl_c(self, running: Demo, tmp_path: Path) -> None:
+        """Both addresses are served as soon as they are printed, also through a pipe."""
         text = running.read_until("Ctrl-C ends both")
         link = address_after(text, "The shop:")
         listing = address_after(text, "What Katalys received:")
         assert urlsplit(link).hostname == urlsplit(listing).hostname == "127.0.0.1"
 
-        with requests.Session() as person:
-            assert "Buy it" in person.get(link, timeout=5).text
-            thanks = person.post(f"http://{urlsplit(link).netloc}/checkout", timeout=5).text
-            for _ in range(500):
-                page = person.get(listing, timeout=5).text
-                if "1002" in page:
-                    break
+        with requests.Session() as browser:
+            assert "Buy it" in browser.get(link, timeout=5).text
+            thanks = browser.post(f"http://{urlsplit(link).netloc}/checkout", timeout=5).text
+            wait_until(lambda: "order_id: 1002" in browser.get(listing, timeout=5).text, "the delivery")
+            page = browser.get(listing, timeout=5).text
 
         assert "Order 1002. For Katalys: recorded" in thanks
         assert "order_id: 1001" in page
-        assert "order_id: 1002" in page
 
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(20) == 0
@@ -195,18 +193,16 @@ class TestStaying:
         assert running.process.stderr.read() == ""
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_shopper_without_a_click_is_not_reported(self):
-        """A person may well try that first."""
-        lines: list[str] = []
-        answers: list[str] = []
 
-        def stay(shop: str, sandbox: Sandbox, out: object) -> None:
-            answers.append(requests.post(f"{shop}/checkout", timeout=5).text)
-            answers.append(str(len(sandbox.collector.received)))
+def test_a_shopper_without_a_click_is_not_reported(tracker: Tracker, sandbox: Sandbox) -> None:
+    """A visitor of the demo may well try that first."""
+    shop = TestApp(ClickMiddleware(demo.Shop(tracker), tracker))
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(demo, "_stay", stay)
-            assert demo.run(out=lines.append) == 0
+    without = shop.post("/checkout")
+    shop.get(demo.LINK)
+    after = shop.post("/checkout")
+    tracker.drain()
 
-        assert "For Katalys: no click" in answers[0]
-        assert answers[1] == "1"
+    assert "Order 1001. For Katalys: no click" in without
+    assert "Order 1002. For Katalys: recorded" in after
+    assert [received.fields["order_id"] for received in sandbox.collector.accepted] == ["1002"]

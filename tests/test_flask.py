@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, cast
 
 import pytest
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from katalys_wsgi import ConfigurationError, Event, InvalidConversion, Outcome, Tracker
+from katalys_wsgi import ConfigurationError, Event, InvalidConversion, InvalidToken, OrderUpdate, Outcome, Tracker
 from katalys_wsgi.flask import Katalys
 
 from .support import LINK, OLD_SECRET, SECRET, SITE_ID, cookie_of, make_conversion
@@ -34,7 +36,7 @@ def make_app(config: dict[str, Any], katalys: Katalys | None = None) -> Flask:
 def click_of(tracker: Tracker, cookie: str | None) -> str | None:
     """The transaction_id that ``tracker`` reads in a Cookie header."""
     click = tracker.visit({"HTTP_COOKIE": cookie or ""}).click
-    return click and click.transaction_id
+    return click.transaction_id if click else None
 
 
 # --- one object, many applications ---------------------------------------------------------------------------
@@ -65,8 +67,31 @@ def test_visit_knows_the_request(config: dict[str, Any]) -> None:
     assert (visit.client_ip, visit.click and visit.click.aff_id) == ("203.0.113.9", "5678")
 
 
+def test_visit_is_one_object_during_a_request(config: dict[str, Any]) -> None:
+    """What a decorator, a helper and the view see is the same; the next request has its own."""
+    katalys = Katalys()
+    app = make_app(config, katalys)
+
+    with app.test_request_context(LANDING):
+        first = katalys.visit
+        assert katalys.visit is first
+    with app.test_request_context(LANDING):
+        assert katalys.visit is not first
+
+
+def test_applications_in_one_request_have_visits_of_their_own(config: dict[str, Any]) -> None:
+    """A dispatcher hands one environ to several applications: each asks its own tracker."""
+    katalys = Katalys()
+    outer, inner = make_app(config, katalys), make_app({**config, "KATALYS_COOKIE_NAME": "other"}, katalys)
+
+    with outer.test_request_context(LANDING) as context:
+        visit = katalys.visit
+        with inner.request_context(context.request.environ):
+            assert katalys.visit is not visit
+
+
 def test_second_initialisation_is_refused(config: dict[str, Any]) -> None:
-    """Two trackers on one application would be two truths."""
+    """With two trackers on one application, which of them records would be chance."""
     app = make_app(config)
     katalys = Katalys(app)
 
@@ -129,13 +154,13 @@ def test_what_only_python_can_say(config: dict[str, Any]) -> None:
     ("changes", "message"),
     [
         ({"KATALYS_SITE_ID": ""}, r"^KATALYS_SITE_ID is missing; "),
-        ({"KATALYS_SIDE_ID": "KA-1"}, r"^KATALYS_SIDE_ID is no setting; did you mean KATALYS_SITE_ID\?"),
+        ({"KATALYS_SIDE_ID": "KA-1"}, r"^KATALYS_SIDE_ID is an unknown setting; did you mean KATALYS_SITE_ID\?"),
         ({"KATALYS_SECRET_KEY": "short"}, r"^KATALYS_SECRET_KEY has a key of 5 characters"),
         ({"KATALYS_ENDPOINT": "http://example.com/"}, r"^KATALYS_ENDPOINT is 'http://example\.com/'"),
     ],
     ids=["missing", "unknown", "weak", "wrong"],
 )
-def test_faults_are_told_in_flask_spelling(config: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+def test_problems_are_reported_in_flask_spelling(config: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_app({**config, **changes}, Katalys())
 
@@ -171,7 +196,7 @@ def test_own_key_goes_before_flask_key(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flask_keys", "fault"),
+    ("flask_keys", "problem"),
     [
         ({}, "is missing; make one with: "),
         ({"SECRET_KEY": "dev"}, "has a key of 3 characters, at least 32 are needed; make one with: "),
@@ -179,14 +204,14 @@ def test_own_key_goes_before_flask_key(config: dict[str, Any]) -> None:
     ],
     ids=["none", "weak", "weak fallback"],
 )
-def test_weak_flask_key_names_both(config: dict[str, Any], flask_keys: dict[str, Any], fault: str) -> None:
-    """The reader has written SECRET_KEY, and may rather set KATALYS_SECRET_KEY; other faults stand beside it."""
+def test_weak_flask_key_names_both(config: dict[str, Any], flask_keys: dict[str, Any], problem: str) -> None:
+    """The reader has written SECRET_KEY, and may rather set KATALYS_SECRET_KEY; other problems stand beside it."""
     del config["KATALYS_SECRET_KEY"]
     with pytest.raises(ConfigurationError) as caught:
         make_app({**config, **flask_keys, "KATALYS_WIRE": "pigeon"}, Katalys())
 
     about_key, about_wire = caught.value.problems
-    assert about_key.startswith(f"KATALYS_SECRET_KEY is not set, and Flask's SECRET_KEY in its place {fault}")
+    assert about_key.startswith(f"KATALYS_SECRET_KEY is not set, and Flask's SECRET_KEY in its place {problem}")
     assert about_wire == "KATALYS_WIRE is 'pigeon'; choose json or form or get."
 
 
@@ -222,3 +247,25 @@ def test_strictness(
                 katalys.visit.record(conversion)
         else:
             assert katalys.visit.record(conversion).outcome is Outcome.INVALID
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["testing", "production"])
+def test_strictness_reaches_every_verb(config: dict[str, Any], strict: bool) -> None:
+    """Also an update, a token and what is recorded from it raise under app.testing, and never in production."""
+    katalys = Katalys()
+    app = make_app(config, katalys)
+    app.testing = strict
+
+    with app.test_request_context(LANDING):
+        visit = katalys.visit
+        lost = OrderUpdate("1001", order_status=cast(Any, "lost"))  # a status that Katalys does not know
+        resumed = visit.resume(visit.token())
+        calls: list[tuple[type[Exception], Callable[[], object]]] = [
+            (InvalidConversion, lambda: visit.record_update(lost)),
+            (InvalidToken, lambda: visit.resume("nonsense")),
+            (InvalidConversion, lambda: resumed.record(make_conversion(sale_amount="a lot"))),
+            (InvalidConversion, lambda: resumed.record_update(lost)),
+        ]
+        for error, call in calls:
+            with pytest.raises(error) if strict else nullcontext():
+                call()

@@ -1,4 +1,4 @@
-"""One story, told through every way into the package: a link, a look around, a sale, one postback."""
+"""One story through every adapter: a link, a look around, a sale, one postback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OTHER_LINK = "utm_source=Katalys&transaction_id=ffff0000&offer_id=1234&publisher
 Shop = tuple["WSGIApplication", Callable[[], Tracker]]
 
 
-# --- the same shop five times: a page, a redirect, a fault, a checkout, a way out to a gateway and back ----------
+# --- the same shop five times: a page, a redirect, an error, a checkout, a way out to a gateway and back ---------
 
 
 def welcome(visit: Visit) -> str:
@@ -55,7 +55,7 @@ def plain_shop(**options: Any) -> Shop:
 
 
 def paste_shop(**options: Any) -> Shop:
-    """Settings are texts, and the application knows its tracker by the environ."""
+    """Settings are strings, and the application knows its tracker by the environ."""
     seen: list[Tracker] = []
 
     def shop(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -63,26 +63,26 @@ def paste_shop(**options: Any) -> Shop:
         return _answer(Request(environ), seen[-1])(environ, start_response)
 
     keys = options["secret_key"]
-    texts = {**options, "secret_key": keys if isinstance(keys, str) else " ".join(keys)}
-    return filter_app_factory(lint(validator(_catching(shop))), {}, **texts), lambda: seen[-1]
+    strings = {**options, "secret_key": keys if isinstance(keys, str) else " ".join(keys)}
+    return filter_app_factory(lint(validator(_catching(shop))), {}, **strings), lambda: seen[-1]
 
 
 def _answer(request: Request, tracker: Tracker) -> Response:
     visit = tracker.visit(request)
+    order, token = (str(request.params.get(name)) for name in ("order", "token"))
     match request.method, request.path_info:
         case "GET", "/" | "/page1":
             return Response(welcome(visit), content_type="text/html")
         case "GET", "/old":
             return HTTPSeeOther(location="/")
         case "GET", "/broken":
-            raise ZeroDivisionError("a fault in a view")
+            raise ZeroDivisionError("an error in a view")
         case "POST", "/checkout":
-            return Response(visit.record(make_conversion(request.POST["order"])).outcome.name)
+            return Response(visit.record(make_conversion(order)).outcome.name)
         case "POST", "/leave":
             return Response(visit.token())
         case "POST", "/return":
-            resumed = tracker.resume(request.POST["token"])
-            return Response(resumed.record(make_conversion(request.POST["order"])).outcome.name)
+            return Response(visit.resume(token).record(make_conversion(order)).outcome.name)
         case _:
             return HTTPNotFound()
 
@@ -116,7 +116,7 @@ def flask_shop(**options: Any) -> Shop:
 
     @app.get("/broken")
     def broken() -> str:
-        raise ZeroDivisionError("a fault in a view")
+        raise ZeroDivisionError("an error in a view")
 
     @app.post("/checkout")
     def checkout() -> str:
@@ -128,7 +128,8 @@ def flask_shop(**options: Any) -> Shop:
 
     @app.post("/return")
     def come_back() -> str:
-        return katalys.tracker.resume(request.form["token"]).record(make_conversion(request.form["order"])).outcome.name
+        visit = katalys.visit.resume(request.form["token"])
+        return visit.record(make_conversion(request.form["order"])).outcome.name
 
     return app, lambda: app.extensions["katalys"]
 
@@ -138,31 +139,31 @@ def bottle_shop(**options: Any) -> Shop:
     tracker = Tracker(**options)
     app.install(KatalysPlugin(tracker))
 
-    @app.get(["/", "/page1"])
     def page(katalys: Visit) -> str:
         return welcome(katalys)
 
-    @app.get("/old")
     def old() -> None:
         bottle.redirect("/")
 
-    @app.get("/broken")
     def broken() -> str:
-        raise ZeroDivisionError("a fault in a view")
+        raise ZeroDivisionError("an error in a view")
 
-    @app.post("/checkout")
     def checkout(katalys: Visit) -> str:
         return katalys.record(make_conversion(bottle.request.forms["order"])).outcome.name
 
-    @app.post("/leave")
     def leave(katalys: Visit) -> str:
         return katalys.token()
 
-    @app.post("/return")
-    def come_back() -> str:
+    def come_back(katalys: Visit) -> str:
         form = bottle.request.forms
-        return tracker.resume(form["token"]).record(make_conversion(form["order"])).outcome.name
+        return katalys.resume(form["token"]).record(make_conversion(form["order"])).outcome.name
 
+    app.get(["/", "/page1"], callback=page)
+    app.get("/old", callback=old)
+    app.get("/broken", callback=broken)
+    app.post("/checkout", callback=checkout)
+    app.post("/leave", callback=leave)
+    app.post("/return", callback=come_back)
     return app, lambda: tracker
 
 
@@ -180,7 +181,7 @@ class PyramidViews:
         raise HTTPFound("/")
 
     def broken(self) -> PyramidResponse:
-        raise ZeroDivisionError("a fault in a view")
+        raise ZeroDivisionError("an error in a view")
 
     def checkout(self) -> PyramidResponse:
         return self._record(self.visit)
@@ -189,7 +190,7 @@ class PyramidViews:
         return PyramidResponse(self.visit.token())
 
     def come_back(self) -> PyramidResponse:
-        return self._record(self.request.katalys_resume(self.request.POST["token"]))
+        return self._record(self.visit.resume(self.request.POST["token"]))
 
     def _record(self, visit: Visit) -> PyramidResponse:
         return PyramidResponse(visit.record(make_conversion(self.request.POST["order"])).outcome.name)
@@ -288,7 +289,7 @@ def test_link_browse_buy(journey: Journey) -> None:
 
 
 def test_no_link_no_report(journey: Journey) -> None:
-    """A shopper who found the way alone sets no cookie and is nobody's."""
+    """A shopper who found the way alone gets no cookie, and the sale is not reported."""
     page = journey.browser.get("/?transaction_id=of-some-gateway")
 
     assert not sets_click(page)
@@ -304,7 +305,7 @@ def test_view_of_the_landing_page_knows_the_click(journey: Journey) -> None:
 
 
 def test_landing_page_out_of_a_cache(journey: Journey) -> None:
-    """The shop never saw the landing; the next page's Referer tells of it, and sets the cookie."""
+    """The shop never saw the landing; the next page's Referer names it, and sets the cookie."""
     second_page = journey.browser.get("/", headers={"Referer": f"http://localhost/page1?{LINK}"})
 
     assert sets_click(second_page)
@@ -356,7 +357,6 @@ def test_tampered_cookie_is_no_click(journey: Journey) -> None:
     landing = journey.browser.get("/")
 
     assert landing.status_int == 200
-
     assert journey.buy() == "NO_CLICK"
     assert journey.reported() == []
 

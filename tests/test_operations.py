@@ -1,28 +1,28 @@
-"""What a person asks of the outbox and does with it, from Python and from the command line."""
+"""What an operator asks of the outbox and does with it: status, why, retry, forget."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from katalys_wsgi import InvalidConversion, OrderUpdate, Tracker, upkeep
-from katalys_wsgi.cli import main
+from katalys_wsgi import ConfigurationError, InvalidConversion, OrderUpdate, Tracker, operations
+from katalys_wsgi.outbox import Archive, State
 from katalys_wsgi.outbox.entry import FORGOTTEN
+from katalys_wsgi.outbox.memory import MemoryOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .support import BUYER_IP, LINK, Clock, make_conversion, make_environ
+from .support import BUYER_IP, LINK, SECRET, Clock, make_conversion, make_environ
+
+#: When the clock of these tests stands: 2027-01-15 08:00:00 UTC.
+NOW = 1_800_000_000.0
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock(1_800_000_000.0)
+    return Clock(NOW)
 
 
 @pytest.fixture
@@ -31,363 +31,303 @@ def timed(make_tracker: Callable[..., Tracker], clock: Clock) -> Tracker:
     return make_tracker(clock=clock)
 
 
-@pytest.fixture
-def command(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs ``katalys-wsgi`` with the settings of the tracker in the environment; answers its exit code."""
-    for name, value in options.items():
-        monkeypatch.setenv(f"KATALYS_{name.upper()}", value)
-    return lambda *arguments: main([str(argument) for argument in arguments])
+def archive_of(tracker: Tracker) -> Archive:
+    return operations.archive(tracker.outbox)
 
 
 def buy(tracker: Tracker, order_id: str = "1001", **changes: Any) -> None:
     tracker.visit(make_environ(LINK)).record(make_conversion(order_id, **changes))
 
 
-def sentences(tracker: Tracker, order_id: str, now: float) -> str:
-    return "\n".join(upkeep.story(tracker.outbox.history(order_id), now))
+def refund(tracker: Tracker, order_id: str = "1001") -> None:
+    tracker.record_update(OrderUpdate(order_id, order_status="refunded"))
 
 
-class TestStatus:
-    """``status``: how delivery stands."""
-
-    def test_an_empty_outbox_is_healthy(self, command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-        assert command("status") == 0
-        assert "pending    0" in capsys.readouterr().out
-
-    def test_a_dead_letter_is_somebodys_business(
-        self, tracker: Tracker, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker, email_address="")
-
-        assert command("status") == 1
-        assert "katalys-wsgi list --state dead" in capsys.readouterr().out
-
-    def test_a_paused_endpoint_is_told_with_its_reason(
-        self, tracker: Tracker, sandbox: Sandbox, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker)
-        sandbox.collector.misbehave(Misbehaviour.status(403))
-        tracker.drain()
-
-        assert command("status", "--json") == 1
-        assert json.loads(capsys.readouterr().out)["pause"] == "the last attempt failed: HTTP 403"
-
-    def test_a_failure_before_the_last_success_is_no_pause(
-        self, timed: Tracker, clock: Clock, sandbox: Sandbox
-    ) -> None:
-        buy(timed, "1")
-        sandbox.collector.misbehave(Misbehaviour.status(503), times=1)
-        timed.drain()
-        clock.now += 1
-        buy(timed, "2")
-        timed.drain()
-
-        assert upkeep.status(timed.outbox).pause is None
-
-    def test_a_row_that_waits_too_long_is_somebodys_business(
-        self, make_tracker: Callable[..., Tracker], command: Callable[..., int]
-    ) -> None:
-        import time
-
-        buy(make_tracker(clock=lambda: time.time() - 100))
-
-        assert command("status", "--max-age", 99) == 1
-        assert command("status", "--max-age", 1000) == 0
+def story_of(tracker: Tracker, now: float, order_id: str = "1001") -> str:
+    """What ``katalys-wsgi why`` prints."""
+    return "\n".join(operations.story(tracker.outbox.history(order_id), now))
 
 
-class TestWhy:
-    """``why``: the whole story of an order, in sentences."""
-
-    def test_a_pending_order(self, timed: Tracker, clock: Clock) -> None:
-        buy(timed)
-
-        assert sentences(timed, "1001", clock.now) == (
-            "The shopper came through a Katalys link, 2027-01-15 08:00:00 UTC.\n"
-            "The order was recorded, 2027-01-15 08:00:00 UTC.\n"
-            "It is tried as soon as a relay runs."
-        )
-
-    def test_each_attempt_and_its_answer(self, timed: Tracker, clock: Clock, sandbox: Sandbox) -> None:
-        buy(timed)
-        sandbox.collector.misbehave(Misbehaviour.status(503, headers={"Retry-After": "60"}), times=1)
-        timed.drain()
-        before = sentences(timed, "1001", clock.now)
-        clock.now += 60
-        timed.drain()
-        after = sentences(timed, "1001", clock.now)
-
-        assert "Attempt 1, 2027-01-15 08:00:00 UTC: HTTP 503.\nIt is tried again 2027-01-15 08:01:00 UTC." in before
-        assert "Attempt 2, 2027-01-15 08:01:00 UTC: HTTP 204.\nIt is delivered." in after
-
-    def test_an_update_behind_its_conversion(self, timed: Tracker, clock: Clock) -> None:
-        buy(timed)
-        timed.record_update(OrderUpdate("1001", order_status="refunded"))
-
-        assert "An update of the order was recorded" in sentences(timed, "1001", clock.now)
-        assert "It waits for what was recorded before it, which is pending." in sentences(timed, "1001", clock.now)
-
-    def test_a_row_in_a_relays_hands(self, timed: Tracker, clock: Clock) -> None:
-        buy(timed)
-        timed.outbox.claim(1, 60)
-
-        assert "It is being sent right now" in sentences(timed, "1001", clock.now)
-        assert "It is tried as soon as a relay runs." in sentences(timed, "1001", clock.now + 61)
-
-    def test_a_dead_letter_says_how_to_correct_it(self, timed: Tracker, clock: Clock) -> None:
-        buy(timed, email_address="")
-
-        assert "katalys-wsgi retry 1001 --set FIELD=VALUE" in sentences(timed, "1001", clock.now)
-
-    def test_over_get_it_does_not_claim_to_know(
-        self, make_tracker: Callable[..., Tracker], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        tracker = make_tracker(wire="get")
-        buy(tracker)
-        tracker.drain()
-
-        assert command("why", "1001") == 0
-        assert "over GET Katalys never says" in capsys.readouterr().out
-
-    def test_an_unknown_order(self, command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-        assert command("why", "404") == 1
-        assert "Nothing is known of order 404" in capsys.readouterr().out
-
-    def test_json_holds_no_personal_data(
-        self, tracker: Tracker, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker)
-        command("why", "1001", "--json")
-        command("list", "--json")
-        printed = capsys.readouterr().out
-
-        assert '"order_id": "1001"' in printed
-        assert "ann@example.com" not in printed
-        assert BUYER_IP not in printed
+# --- archive -------------------------------------------------------------------------------------------------
 
 
-class TestList:
-    """``list``: entries, the newest first."""
+def test_an_outbox_of_this_package_answers_an_operator(tracker: Tracker) -> None:
+    memory = MemoryOutbox()
 
-    def test_states_and_reasons(
-        self, tracker: Tracker, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker, "1")
-        buy(tracker, "2", email_address="")
-
-        assert command("list") == 0
-        newest, oldest = capsys.readouterr().out.splitlines()
-        assert "dead" in newest
-        assert newest.endswith("2  email_address: is missing")
-        assert "pending" in oldest
-
-    def test_only_one_state(
-        self, tracker: Tracker, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker, "1")
-        buy(tracker, "2", email_address="")
-        command("list", "--state", "dead", "--json")
-
-        assert [row["order_id"] for row in json.loads(capsys.readouterr().out)] == ["2"]
+    assert operations.archive(tracker.outbox) is tracker.outbox
+    assert operations.archive(memory) is memory
 
 
-class TestRetry:
-    """``retry``: dead letters get another life."""
+def test_an_outbox_that_cannot_answer_is_refused() -> None:
+    """A shop's own object may be an Outbox and no more; the error says what it needs."""
 
-    def test_an_invalid_order_is_corrected_and_delivered(
-        self, tracker: Tracker, sandbox: Sandbox, command: Callable[..., int]
-    ) -> None:
-        buy(tracker, email_address="")
+    class ShopOutbox:
+        add = history = claim = apply = prune = close = lambda *_args, **_kwargs: None
 
-        assert command("retry", "1001", "--set", "email_address=ann@example.com") == 0
-        tracker.drain()
-        (received,) = sandbox.collector.accepted
-        assert received.fields["email_address"] == "ann@example.com"
-        assert list(received.fields)[3] == "email_address"
+    outbox: Any = ShopOutbox()
+    with pytest.raises(ConfigurationError, match=r"ShopOutbox, cannot .*; give it the methods of .*\.outbox\.Archive"):
+        operations.archive(outbox)
 
-    def test_what_is_still_wrong_stays_dead_and_is_told(
-        self, tracker: Tracker, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker, email_address="", sale_amount="much")
 
-        assert command("retry", "1001", "--set", "email_address=ann@example.com") == 1
-        assert "sale_amount" in capsys.readouterr().err
-        assert tracker.outbox.statistics().dead == 1
+# --- status --------------------------------------------------------------------------------------------------
 
-    def test_a_wrong_order_id_gets_its_own_key(self, tracker: Tracker, sandbox: Sandbox) -> None:
-        """A later record of the right order is then a duplicate, not a second conversion."""
-        buy(tracker, order_id="")
-        (entry,) = tracker.outbox.entries("dead")
 
-        assert upkeep.revive(tracker.outbox, entry, {"order_id": "1001"})
-        buy(tracker)
-        tracker.drain()
-        assert [received.fields["order_id"] for received in sandbox.collector.accepted] == ["1001"]
+def test_an_empty_outbox_is_healthy(tracker: Tracker) -> None:
+    status = operations.status(archive_of(tracker))
 
-    def test_an_order_that_was_recorded_anew_is_left_alone(self, tracker: Tracker) -> None:
-        buy(tracker, order_id="")
-        (entry,) = tracker.outbox.entries("dead")
-        buy(tracker)
+    assert (status.statistics.pending, status.pause, status.is_healthy) == (0, None, True)
 
-        assert not upkeep.revive(tracker.outbox, entry, {"order_id": "1001"})
 
-    def test_all_dead_after_an_outage(
-        self, tracker: Tracker, sandbox: Sandbox, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for number in range(3):
-            buy(tracker, str(number))
-        sandbox.collector.misbehave(Misbehaviour.status(422), times=3)
-        tracker.drain()
+def test_a_dead_letter_is_not_healthy(tracker: Tracker) -> None:
+    buy(tracker, email_address="")
+    status = operations.status(archive_of(tracker))
 
-        assert command("retry", "--all-dead") == 0
-        assert "3 of 3" in capsys.readouterr().out
-        assert tracker.drain().settled == 3
+    assert (status.statistics.dead, status.pause, status.is_healthy) == (1, None, False)
 
-    def test_a_revived_letter_gets_its_full_time_again(
-        self, make_tracker: Callable[..., Tracker], clock: Clock, sandbox: Sandbox
-    ) -> None:
-        """Eight days after the order one more failure must not bury it at once."""
-        tracker = make_tracker(clock=clock)
-        buy(tracker)
-        sandbox.collector.misbehave(Misbehaviour.status(422), times=1)
-        tracker.drain()
-        clock.now += 8 * 86400
-        (entry,) = tracker.outbox.entries("dead")
-        upkeep.revive(tracker.outbox, entry)
-        sandbox.collector.misbehave(Misbehaviour.status(503), times=1)
 
-        assert tracker.drain().postponed == 1
+def test_a_pause_has_its_reason(tracker: Tracker, sandbox: Sandbox) -> None:
+    buy(tracker)
+    sandbox.collector.misbehave(Misbehaviour.status(403))
+    tracker.drain()
+    status = operations.status(archive_of(tracker))
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            pytest.param(("1001", "--set", "email_address"), id="without value"),
-            pytest.param(("1001", "--set", "vid=1", "--set", "vid=2"), id="twice"),
-            pytest.param(("--all-dead", "--set", "vid=1"), id="for all"),
-        ],
+    assert (status.pause, status.is_healthy) == ("the last attempt failed: HTTP 403", False)
+
+
+def test_a_failure_before_the_last_success_is_no_pause(timed: Tracker, clock: Clock, sandbox: Sandbox) -> None:
+    buy(timed, "1")
+    sandbox.collector.misbehave(Misbehaviour.status(503), times=1)
+    timed.drain()
+    clock.advance(1)
+    buy(timed, "2")
+    timed.drain()
+
+    assert operations.status(archive_of(timed)).pause is None
+
+
+# --- story ---------------------------------------------------------------------------------------------------
+
+
+def test_the_story_of_a_pending_order(timed: Tracker) -> None:
+    buy(timed)
+
+    assert story_of(timed, NOW) == (
+        "The shopper came through a Katalys link, 2027-01-15 08:00:00 UTC.\n"
+        "The order was recorded, 2027-01-15 08:00:00 UTC.\n"
+        "It is tried as soon as a relay runs."
     )
-    def test_wrong_use(self, arguments: tuple[str, ...], command: Callable[..., int]) -> None:
-        assert command("retry", *arguments) == 2
-
-    def test_nothing_to_retry_is_no_success(self, command: Callable[..., int]) -> None:
-        assert command("retry", "1001") == 1
 
 
-class TestForget:
-    """``forget``: a buyer's data leaves the outbox."""
+def test_the_story_of_an_order_without_a_click(make_tracker: Callable[..., Tracker], clock: Clock) -> None:
+    tracker = make_tracker(clock=clock, conversion_type="offline_conv")
+    tracker.visit(make_environ()).record(make_conversion())
 
-    def test_an_order(self, tracker: Tracker, sandbox: Sandbox, command: Callable[..., int]) -> None:
-        buy(tracker)
-
-        assert command("forget", "1001") == 0
-        tracker.drain()
-        (entry,) = tracker.outbox.history("1001")
-        assert (entry.payload, entry.state, entry.last_error) == (None, "dead", FORGOTTEN)
-        assert sandbox.collector.received == ()
-
-    @pytest.mark.parametrize("hashed", [pytest.param(False, id="plain"), pytest.param(True, id="hash_email")])
-    def test_every_order_of_an_address(
-        self,
-        hashed: bool,
-        make_tracker: Callable[..., Tracker],
-        command: Callable[..., int],
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        tracker = make_tracker(hash_email=hashed)
-        buy(tracker, "1")
-        buy(tracker, "2")
-        buy(tracker, "3", email_address="bob@example.com")
-
-        assert command("forget", "--email", "Ann@Example.com") == 0
-        assert capsys.readouterr().out == "2 entries were emptied\n"
-        assert [entry.order_id for entry in tracker.outbox.with_payload()] == ["3"]
-
-    def test_what_was_forgotten_cannot_be_revived(self, tracker: Tracker) -> None:
-        buy(tracker)
-        upkeep.forget(tracker.outbox, order_id="1001")
-        (entry,) = tracker.outbox.history("1001")
-
-        with pytest.raises(InvalidConversion, match="record the order again"):
-            upkeep.revive(tracker.outbox, entry)
+    assert story_of(tracker, NOW).startswith("The order was recorded, ")
 
 
-class TestPrune:
-    """``prune``: what was finished long ago goes; a relay does it by itself."""
+def test_each_attempt_and_its_answer(timed: Tracker, clock: Clock, sandbox: Sandbox) -> None:
+    buy(timed)
+    sandbox.collector.misbehave(Misbehaviour.status(503, headers={"Retry-After": "60"}), times=1)
+    timed.drain()
+    before = story_of(timed, clock.now)
+    clock.advance(60)
+    timed.drain()
+    after = story_of(timed, clock.now)
 
-    def test_by_hand(self, tracker: Tracker, command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-        buy(tracker)
-        tracker.drain()
-
-        assert command("prune") == 0
-        assert command("prune", "--older-than", 0) == 0
-        assert capsys.readouterr().out == "0 entries were deleted\n1 entries were deleted\n"
-
-    def test_the_relay_prunes_after_the_retention(self, timed: Tracker, clock: Clock) -> None:
-        buy(timed, "1")
-        timed.drain()
-        clock.now += 91 * 86400
-        buy(timed, "2")
-        timed.drain()
-
-        assert [entry.order_id for entry in timed.outbox.entries()] == ["2"]
-
-    def test_an_update_goes_with_the_dead_conversion_it_waits_for(self, timed: Tracker, clock: Clock) -> None:
-        """Else it would be sent as soon as the conversion is gone."""
-        buy(timed, email_address="")
-        timed.record_update(OrderUpdate("1001", order_status="refunded"))
-
-        assert timed.outbox.prune(clock.now + 1) == 2
+    assert "Attempt 1, 2027-01-15 08:00:00 UTC: HTTP 503.\nIt is tried again 2027-01-15 08:01:00 UTC." in before
+    assert "Attempt 2, 2027-01-15 08:01:00 UTC: HTTP 204.\nIt is delivered." in after
 
 
-class TestDeliver:
-    """``deliver``: what a unit file or cron runs."""
+@pytest.mark.parametrize(("email_address", "state"), [("ann@example.com", "pending"), ("", "dead")])
+def test_an_update_that_is_held_back_says_by_what(timed: Tracker, email_address: str, state: str) -> None:
+    """It must not overtake its conversion, and makes no sense while that one is a dead letter."""
+    buy(timed, email_address=email_address)
+    refund(timed)
 
-    def test_once_tells_what_became_of_the_rows(
-        self, tracker: Tracker, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker)
+    assert "An update of the order was recorded, 2027-01-15 08:00:00 UTC." in story_of(timed, NOW)
+    assert story_of(timed, NOW).endswith(f"It waits for what was recorded before it, which is {state}.")
 
-        assert command("deliver", "--once", "--json") == 0
-        assert json.loads(capsys.readouterr().out) == {"settled": 1, "postponed": 0, "buried": 0}
 
-    def test_once_says_that_a_row_failed(
-        self, tracker: Tracker, sandbox: Sandbox, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        buy(tracker)
-        sandbox.collector.misbehave(Misbehaviour.status(503))
+def test_an_update_whose_conversion_is_delivered_waits_for_nothing(timed: Tracker) -> None:
+    buy(timed)
+    timed.drain()
+    refund(timed)
 
-        assert command("deliver", "--once") == 1
-        assert capsys.readouterr().out == "0 delivered, 1 postponed, 0 dead\n"
+    assert story_of(timed, NOW).endswith("It is tried as soon as a relay runs.")
 
-    def test_a_setting_may_be_an_option(self, tracker: Tracker, command: Callable[..., int]) -> None:
-        buy(tracker)
 
-        assert command("deliver", "--once", "--endpoint", "http://127.0.0.1:9/") == 1
+def test_a_row_that_a_relay_has_claimed(timed: Tracker) -> None:
+    buy(timed)
+    timed.outbox.claim(1, 60)
 
-    def test_a_wrong_setting_is_told_in_one_line(
-        self, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert command("deliver", "--wire", "smoke") == 2
-        assert capsys.readouterr().err == "KATALYS_WIRE is 'smoke'; choose json or form or get.\n"
+    assert story_of(timed, NOW).endswith(
+        "It is being sent right now; should that relay have died, it is due again 2027-01-15 08:01:00 UTC."
+    )
+    assert story_of(timed, NOW + 61).endswith("It is tried as soon as a relay runs.")
 
-    def test_an_outbox_that_cannot_be_used_is_told_in_one_line(
-        self, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "folder.db").mkdir()
 
-        assert command("status", "--outbox", f"{tmp_path}/folder.db") == 1
-        assert "cannot be used" in capsys.readouterr().err
+def test_a_dead_letter_says_how_to_correct_it(timed: Tracker) -> None:
+    buy(timed, email_address="")
 
-    def test_it_delivers_until_it_is_told_to_leave(
-        self, tracker: Tracker, sandbox: Sandbox, options: dict[str, Any]
-    ) -> None:
-        environment = {f"KATALYS_{name.upper()}": value for name, value in options.items()}
-        buy(tracker)
-        relay = subprocess.Popen(
-            [sys.executable, "-m", "katalys_wsgi", "deliver"], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        sandbox.collector.wait_for(1)
-        relay.send_signal(signal.SIGTERM)
-        _, told = relay.communicate(timeout=20)
+    assert "It is a dead letter: email_address: is missing." in story_of(timed, NOW)
+    assert story_of(timed, NOW).endswith("Correct it with: katalys-wsgi retry 1001 --set FIELD=VALUE")
 
-        assert relay.returncode == 0
-        assert "katalys_wsgi.postback_delivered order_id=1001" in told
+
+def test_a_forgotten_order_cannot_be_corrected(timed: Tracker) -> None:
+    buy(timed)
+    operations.forget(archive_of(timed), order_id="1001")
+
+    assert story_of(timed, NOW).endswith(f"It is a dead letter: {FORGOTTEN}. Its data is gone.")
+
+
+def test_over_get_the_story_does_not_claim_to_know(make_tracker: Callable[..., Tracker]) -> None:
+    tracker = make_tracker(wire="get")
+    buy(tracker)
+    tracker.drain()
+
+    assert "over GET Katalys never says" in story_of(tracker, NOW)
+
+
+# --- dead letters --------------------------------------------------------------------------------------------
+
+
+def test_every_dead_letter_is_found_the_oldest_first(tracker: Tracker) -> None:
+    """However many there are: the operator revives them all after an outage."""
+    for number in range(120):
+        buy(tracker, str(number), email_address="")
+    buy(tracker, "alive")
+
+    assert [entry.order_id for entry in operations.dead_letters(archive_of(tracker))] == [str(n) for n in range(120)]
+
+
+# --- revive --------------------------------------------------------------------------------------------------
+
+
+def test_an_invalid_order_is_corrected_and_delivered(tracker: Tracker, sandbox: Sandbox) -> None:
+    """With the keys in the specification's order, as if it had been right from the beginning."""
+    buy(tracker, email_address="", vid="visitor")
+    (entry,) = operations.dead_letters(archive_of(tracker))
+
+    assert operations.revive(archive_of(tracker), entry, {"email_address": "ann@example.com", "vid": ""})
+    tracker.drain()
+    (received,) = sandbox.collector.accepted
+    assert received.fields["email_address"] == "ann@example.com"
+    assert list(received.fields)[3] == "email_address"
+    assert "vid" not in received.fields
+
+
+def test_what_is_still_wrong_stays_dead(tracker: Tracker) -> None:
+    buy(tracker, email_address="", sale_amount="much")
+    (entry,) = operations.dead_letters(archive_of(tracker))
+
+    with pytest.raises(InvalidConversion, match="sale_amount"):
+        operations.revive(archive_of(tracker), entry, {"email_address": "ann@example.com"})
+    assert archive_of(tracker).statistics().dead == 1
+
+
+def test_a_wrong_order_id_gets_its_own_key(tracker: Tracker, sandbox: Sandbox) -> None:
+    """A later record of the right order is then a duplicate, not a second conversion."""
+    buy(tracker, order_id="")
+    (entry,) = operations.dead_letters(archive_of(tracker))
+
+    assert operations.revive(archive_of(tracker), entry, {"order_id": "1001"})
+    buy(tracker)
+    tracker.drain()
+    assert [received.fields["order_id"] for received in sandbox.collector.accepted] == ["1001"]
+
+
+def test_an_order_that_was_recorded_anew_is_left_alone(tracker: Tracker) -> None:
+    buy(tracker, order_id="")
+    (entry,) = operations.dead_letters(archive_of(tracker))
+    buy(tracker)
+
+    assert not operations.revive(archive_of(tracker), entry, {"order_id": "1001"})
+
+
+def test_a_revived_letter_gets_its_full_time_again(timed: Tracker, clock: Clock, sandbox: Sandbox) -> None:
+    """Eight days after the order one more failure must not bury it at once."""
+    buy(timed)
+    sandbox.collector.misbehave(Misbehaviour.status(422), times=1)
+    timed.drain()
+    clock.advance(8 * 86400)
+    (entry,) = operations.dead_letters(archive_of(timed))
+    operations.revive(archive_of(timed), entry)
+    sandbox.collector.misbehave(Misbehaviour.status(503), times=1)
+
+    assert timed.drain().postponed == 1
+
+
+def test_what_was_forgotten_cannot_be_revived(tracker: Tracker) -> None:
+    buy(tracker)
+    operations.forget(archive_of(tracker), order_id="1001")
+    (entry,) = tracker.outbox.history("1001")
+
+    with pytest.raises(InvalidConversion, match="record the order again"):
+        operations.revive(archive_of(tracker), entry)
+
+
+# --- forget --------------------------------------------------------------------------------------------------
+
+
+def test_a_forgotten_order_is_never_delivered(tracker: Tracker, sandbox: Sandbox) -> None:
+    buy(tracker)
+
+    assert operations.forget(archive_of(tracker), order_id="1001") == 1
+    tracker.drain()
+    (entry,) = tracker.outbox.history("1001")
+    assert (entry.payload, entry.state, entry.last_error) == (None, State.DEAD, FORGOTTEN)
+    assert sandbox.collector.received == ()
+
+
+@pytest.mark.parametrize("hashed", [pytest.param(False, id="plain"), pytest.param(True, id="hash_email")])
+def test_every_order_of_an_address_is_forgotten(hashed: bool, make_tracker: Callable[..., Tracker]) -> None:
+    tracker = make_tracker(hash_email=hashed)
+    buy(tracker, "1")
+    buy(tracker, "2")
+    buy(tracker, "3", email_address="bob@example.com")
+
+    assert operations.forget(archive_of(tracker), email_address="Ann@Example.com", email_key=SECRET) == 2
+    assert [entry.order_id for entry in archive_of(tracker).with_payload()] == ["3"]
+
+
+# --- prune ---------------------------------------------------------------------------------------------------
+
+
+def test_the_relay_prunes_after_the_retention(timed: Tracker, clock: Clock) -> None:
+    buy(timed, "1")
+    timed.drain()
+    clock.advance(91 * 86400)
+    buy(timed, "2")
+    timed.drain()
+
+    assert [entry.order_id for entry in archive_of(timed).entries()] == ["2"]
+
+
+def test_an_update_goes_with_the_dead_conversion_it_waits_for(timed: Tracker) -> None:
+    """Else it would be sent as soon as the conversion is gone."""
+    buy(timed, email_address="")
+    refund(timed)
+
+    assert timed.outbox.prune(NOW + 1) == 2
+
+
+# --- what is printed -----------------------------------------------------------------------------------------
+
+
+def test_a_row_in_json_holds_no_personal_data(tracker: Tracker) -> None:
+    buy(tracker)
+    (entry,) = tracker.outbox.history("1001")
+    printed = json.dumps(operations.as_row(entry))
+    row = json.loads(printed)
+
+    assert (row["order_id"], row["state"], row["kind"]) == ("1001", "pending", "conversion")
+    assert not {"payload", "digest", "lease_token"} & set(row)
+    assert "ann@example.com" not in printed
+    assert BUYER_IP not in printed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "printed"), [(NOW, "2027-01-15 08:00:00 UTC"), (0.0, "1970-01-01 00:00:00 UTC"), (None, "never")]
+)
+def test_times_are_printed_in_utc(seconds: float | None, printed: str) -> None:
+    assert operations.utc(seconds) == printed

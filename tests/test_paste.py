@@ -1,4 +1,4 @@
-"""The Paste filter: an ini file's pipeline, its spellings and its faults."""
+"""The Paste filter: an ini file's pipeline, its spellings and its problems."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_pipeline(write: Write, text: str) -> None:
     assert (landing.text, again.text) == ("RECORDED", "DUPLICATE")
 
 
-def test_texts_become_values(write: Write) -> None:
-    """An ini file knows nothing but texts: keys are separated by white space, numbers are seconds."""
+def test_strings_become_values(write: Write) -> None:
+    """An ini file knows nothing but strings: keys are separated by white space, numbers are seconds."""
     settings = settings_of(
         loadapp(write(f"site_id = {SITE_ID}\nsecret_key = {OLD_SECRET} {SECRET}\ndeadline = 5\nstrict = yes"))
     )
@@ -109,13 +109,13 @@ def test_own_section_goes_before_default() -> None:
     ("local_conf", "message"),
     [
         ({"secret_key": SECRET}, r"^katalys\.site_id is missing; "),
-        ({"side_id": SITE_ID}, r"^katalys\.side_id is no setting; did you mean katalys\.site_id\?"),
+        ({"side_id": SITE_ID}, r"^katalys\.side_id is an unknown setting; did you mean katalys\.site_id\?"),
         ({"site_id": SITE_ID, "secret_key": "short"}, r"^katalys\.secret_key has a key of 5 characters"),
         ({"site_id": SITE_ID, "katalys.site_id": SITE_ID}, r"^site_id and katalys\.site_id are both given"),
         ({"consent": "shop:consent"}, r"katalys\.consent can only be given in Python"),
     ],
     ids=["missing", "unknown", "weak", "twice", "python only"],
 )
-def test_faults_are_told_in_ini_spelling(local_conf: dict[str, str], message: str) -> None:
+def test_problems_are_reported_in_ini_spelling(local_conf: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         filter_app_factory(shop, None, **local_conf)

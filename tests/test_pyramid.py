@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import transaction
@@ -14,7 +14,8 @@ from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from katalys_wsgi import ConfigurationError, Event, InvalidConversion, Outcome, Tracker
+from katalys_wsgi import ConfigurationError, Event, InvalidConversion, InvalidToken, OrderUpdate, Outcome, Tracker
+from katalys_wsgi.conversion.postback import Kind
 from katalys_wsgi.outbox import Added
 from katalys_wsgi.pyramid import click_tween_factory
 
@@ -106,14 +107,14 @@ def test_tween_is_directly_under_the_ingress(settings: dict[str, Any], first: st
     ("changes", "message"),
     [
         ({"katalys.site_id": ""}, r"^katalys\.site_id is missing; "),
-        ({"katalys.side_id": "KA-1"}, r"^katalys\.side_id is no setting; did you mean katalys\.site_id\?"),
+        ({"katalys.side_id": "KA-1"}, r"^katalys\.side_id is an unknown setting; did you mean katalys\.site_id\?"),
         ({"katalys.secret_key": "short"}, r"^katalys\.secret_key has a key of 5 characters"),
         ({"katalys.consent": "shop.consent"}, r"^katalys\.consent can only be given in Python"),
         ({"katalys.hooks": "shop.hook"}, r"^katalys\.hooks can only be given in Python"),
     ],
     ids=["missing", "unknown", "weak", "consent", "hooks"],
 )
-def test_faults_are_told_in_ini_spelling(settings: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+def test_problems_are_reported_in_ini_spelling(settings: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     config = Configurator(settings={**settings, **changes})
     with pytest.raises(ConfigurationError, match=message):
         config.include("katalys_wsgi.pyramid")
@@ -160,6 +161,34 @@ def test_strictness(make_app: MakeApp, changes: dict[str, Any], strict: bool) ->
             app.get(LANDING)
     else:
         assert app.get(LANDING).text == "INVALID"
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["debug", "production"])
+def test_strictness_reaches_every_verb(make_app: MakeApp, strict: bool) -> None:
+    """Also an update, a token and what is recorded from it raise under debug_all, and never in production."""
+    lost = OrderUpdate("1001", order_status=cast(Any, "lost"))  # a status that Katalys does not know
+    calls: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+        "resumed": (
+            lambda visit: visit.resume(visit.token()).record(make_conversion(sale_amount="a lot")),
+            InvalidConversion,
+            "INVALID",
+        ),
+        "token": (lambda visit: visit.resume("nonsense").record(make_conversion()), InvalidToken, "NO_CLICK"),
+        "update": (lambda visit: visit.record_update(lost), InvalidConversion, "INVALID"),
+    }
+
+    def view(request: Any) -> Response:
+        call, _, _ = calls[request.params["call"]]
+        return Response(call(request.katalys).outcome.name)
+
+    app = make_app(view, debug_all=str(strict))
+
+    for name, (_, error, outcome) in calls.items():
+        if strict:
+            with pytest.raises(error):
+                app.get(f"{LANDING}&call={name}")
+        else:
+            assert app.get(f"{LANDING}&call={name}").text == outcome
 
 
 # --- the tween -----------------------------------------------------------------------------------------------
@@ -257,7 +286,7 @@ class FailingDatabase:
 
 
 def _raise(request: Any) -> None:
-    raise ZeroDivisionError("a fault in a view")
+    raise ZeroDivisionError("an error in a view")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +323,7 @@ def test_resumed_visit_joins_too(make_app: MakeApp, with_tm: dict[str, str]) -> 
     """A payment webhook marks the order as paid in the same transaction."""
 
     def webhook(request: Any) -> Response:
-        visit = request.katalys_resume(request.params["token"])
+        visit = request.katalys.resume(request.params["token"])
         outcome = visit.record(make_conversion()).outcome
         if "fail" in request.params:
             request.tm.doom()
@@ -307,6 +336,27 @@ def test_resumed_visit_joins_too(make_app: MakeApp, with_tm: dict[str, str]) -> 
     assert orders_of(app) == []
     assert app.get("/", {"token": token}).text == "DEFERRED"
     assert orders_of(app) == ["1001"]
+
+
+@pytest.mark.parametrize("through", ["the visit", "a resumed one"])
+@pytest.mark.parametrize("commits", [True, False], ids=["commit", "abort"])
+def test_refund_joins_too(make_app: MakeApp, with_tm: dict[str, str], through: str, commits: bool) -> None:
+    """A refund that the shop took back is not reported; one that it kept is."""
+
+    def refund(request: Any) -> Response:
+        visit = request.katalys if through == "the visit" else request.katalys.resume(request.params["token"])
+        answer = visit.record_update(OrderUpdate("1001", order_status="refunded")).outcome.name
+        if not commits:
+            request.tm.doom()
+        return Response(answer)
+
+    app = make_app(refund, **with_tm)
+    shopper = tracker_of(app).visit(make_environ(LINK))
+    shopper.record(make_conversion())
+
+    assert app.get("/", {"token": shopper.token()}).text == "DEFERRED"
+    kinds = [entry.kind for entry in tracker_of(app).outbox.history("1001")]
+    assert kinds == ([Kind.CONVERSION, Kind.UPDATE] if commits else [Kind.CONVERSION])
 
 
 def test_transaction_finished_by_hand(make_app: MakeApp, with_tm: dict[str, str]) -> None:
@@ -324,8 +374,8 @@ def test_transaction_finished_by_hand(make_app: MakeApp, with_tm: dict[str, str]
     assert app.get(LANDING).text == "1001"
 
 
-def test_visit_seen_outside_the_transaction(make_app: MakeApp, with_tm: dict[str, str]) -> None:
-    """Where pyramid_tm is told to leave a request alone, the sale is written at once."""
+def test_request_that_has_no_transaction(make_app: MakeApp, with_tm: dict[str, str]) -> None:
+    """Where pyramid_tm leaves a request alone, the sale is written at once."""
     app = make_app(buy, **with_tm, tm__activate_hook=lambda _: False)
 
     assert app.get(LANDING).text == "RECORDED"

@@ -1,4 +1,4 @@
-"""Who is asking: nothing a visitor can invent is believed."""
+"""The visitor: nothing that a visitor can invent is believed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from katalys_wsgi.attribution.visitor import client_ip, ignores_proxy, is_https, user_agent
+from katalys_wsgi.attribution.visitor import Visitor
+
+from .support import BUYER_AGENT, BUYER_IP, make_environ
 
 fuzzed = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
@@ -27,7 +29,7 @@ def environ(forwarded_for: str | None = None, *, peer: str | None = PEER) -> dic
     "forwarded_for", [None, "198.51.100.9", "198.51.100.9, 203.0.113.7"], ids=["none", "one", "two"]
 )
 def test_without_proxies_the_peer_is_the_visitor_whatever_a_header_says(forwarded_for: str | None) -> None:
-    assert client_ip(environ(forwarded_for)) == PEER
+    assert Visitor(environ(forwarded_for)).client_ip == PEER
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_behind_proxies_the_nth_entry_from_the_right_is_the_visitor(
     proxies: int, forwarded_for: str | None, address: str | None
 ) -> None:
     """Each proxy appends whom it was called by. What stands further left, the visitor wrote there."""
-    assert client_ip(environ(forwarded_for), proxies) == address
+    assert Visitor(environ(forwarded_for), proxies).client_ip == address
 
 
 ADDRESSES = [
@@ -76,7 +78,7 @@ ADDRESSES = [
     pytest.param("\uff11.\uff12.\uff13.\uff14", None, id="full-width-digits"),
     pytest.param("203.0.113.7 OR 1=1", None, id="sql"),
     pytest.param("203.0.113.7\r\n", "203.0.113.7", id="line-break"),
-    pytest.param("\udcff", None, id="half-a-character"),
+    pytest.param("\udcff", None, id="lone-surrogate"),
     pytest.param("9" * 10_000, None, id="10000-digits"),
 ]
 
@@ -84,13 +86,13 @@ ADDRESSES = [
 @pytest.mark.parametrize(("text", "address"), ADDRESSES)
 def test_an_address_is_valid_and_plain_or_absent(text: str, address: str | None) -> None:
     """Katalys parses it; a shop's own server address in its place would be worse than none."""
-    assert client_ip(environ(peer=text)) == address
-    assert client_ip(environ(text), 1) == address
+    assert Visitor(environ(peer=text)).client_ip == address
+    assert Visitor(environ(text), 1).client_ip == address
 
 
 def test_without_any_address_there_is_none() -> None:
     """Servers on a Unix socket have no peer."""
-    assert client_ip({}) is None
+    assert Visitor({}).client_ip is None
 
 
 @fuzzed
@@ -103,8 +105,8 @@ def test_without_any_address_there_is_none() -> None:
     ).map("".join),
     st.integers(0, 2),
 )
-def test_no_header_text_raises_and_what_is_returned_is_an_address(text: str, proxies: int) -> None:
-    address = client_ip(environ(text, peer=text), proxies)
+def test_no_header_whatever_raises_and_what_is_returned_is_an_address(text: str, proxies: int) -> None:
+    address = Visitor(environ(text, peer=text), proxies).client_ip
 
     if address is not None:
         assert str(ipaddress.ip_address(address)) == address
@@ -112,10 +114,10 @@ def test_no_header_text_raises_and_what_is_returned_is_an_address(text: str, pro
 
 @fuzzed
 @given(st.ip_addresses(), st.ip_addresses(), st.text(alphabet="0123456789abcdef.:,[] ", max_size=60))
-def test_no_invention_moves_the_visitor(visitor: object, proxy: object, invention: str) -> None:
-    honest = client_ip(environ(f"{visitor}, {proxy}"), 2)
+def test_no_invention_moves_the_visitor(client: object, proxy: object, invention: str) -> None:
+    honest = Visitor(environ(f"{client}, {proxy}"), 2).client_ip
 
-    assert client_ip(environ(f"{invention},{visitor}, {proxy}"), 2) == honest
+    assert Visitor(environ(f"{invention},{client}, {proxy}"), 2).client_ip == honest
     assert honest is not None
 
 
@@ -130,22 +132,22 @@ def test_no_invention_moves_the_visitor(visitor: object, proxy: object, inventio
         pytest.param("  Mozilla/5.0 ", "Mozilla/5.0", id="spaces"),
         pytest.param("Größe/1.0".encode().decode("latin-1"), "Größe/1.0", id="utf-8"),
         pytest.param("Gr\xf6\xdfe/1.0", "Gr��e/1.0", id="latin-1"),
-        pytest.param("x\udcffy", "x?y", id="half-a-character"),
+        pytest.param("x\udcffy", "x?y", id="lone-surrogate"),
         pytest.param("x" * 5000, "x" * 1024, id="too-long"),
     ],
 )
-def test_the_user_agent_is_text_of_bounded_length(header: str, text: str) -> None:
-    assert user_agent({"HTTP_USER_AGENT": header}) == text
+def test_the_user_agent_is_readable_and_of_bounded_length(header: str, text: str) -> None:
+    assert Visitor({"HTTP_USER_AGENT": header}).user_agent == text
 
 
 def test_without_a_user_agent_it_is_empty() -> None:
-    assert user_agent({}) == ""
+    assert Visitor({}).user_agent == ""
 
 
 @fuzzed
 @given(st.text(alphabet=st.characters(exclude_categories=()), max_size=80))
 def test_no_user_agent_raises_and_each_can_be_encoded(header: str) -> None:
-    assert len(user_agent({"HTTP_USER_AGENT": header}).encode()) <= 4 * len(header)
+    assert len(Visitor({"HTTP_USER_AGENT": header}).user_agent.encode()) <= 4 * len(header)
 
 
 # --- the scheme ---
@@ -172,10 +174,52 @@ def test_the_scheme_is_the_visitors_own(scheme: str, forwarded: str | None, prox
     if forwarded is not None:
         found["HTTP_X_FORWARDED_PROTO"] = forwarded
 
-    assert is_https(found, proxies) is https
+    assert Visitor(found, proxies).is_https is https
 
 
-# --- proxies nobody announced ---
+# --- the host ---
+
+
+@pytest.mark.parametrize(
+    ("header", "host"),
+    [
+        pytest.param("shop.example", "shop.example", id="plain"),
+        pytest.param("shop.example:8080", "shop.example", id="port"),
+        pytest.param("Shop.EXAMPLE", "shop.example", id="upper-case"),
+        pytest.param("[2001:db8::1]:80", "2001:db8::1", id="ipv6"),
+        pytest.param("", None, id="empty"),
+        pytest.param("[", None, id="unclosed-bracket"),
+        pytest.param("sh\u2100p.example", None, id="confusable"),
+        pytest.param(None, None, id="none"),
+    ],
+)
+def test_the_host_is_the_one_that_was_asked_for(header: str | None, host: str | None) -> None:
+    assert Visitor({} if header is None else {"HTTP_HOST": header}).host == host
+
+
+@fuzzed
+@given(st.text(alphabet=st.characters(exclude_categories=()), max_size=80))
+def test_no_host_header_raises(header: str) -> None:
+    assert Visitor({"HTTP_HOST": header}).host != ""
+
+
+# --- the visitor as a whole ---
+
+
+def test_a_visitor_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Visitor({}).trusted_proxies = 3  # type: ignore[misc]
+
+
+def test_its_repr_shows_no_personal_data() -> None:
+    shown = repr(Visitor(make_environ(), 2))
+
+    assert shown == "Visitor(trusted_proxies=2)"
+    assert BUYER_IP not in shown
+    assert BUYER_AGENT not in shown
+
+
+# --- proxies that trusted_proxies does not count ---
 
 PUBLIC = "8.8.8.8"
 
@@ -208,10 +252,10 @@ PUBLIC = "8.8.8.8"
     ],
 )  # fmt: skip
 def test_a_proxy_that_was_not_announced_shows_itself(found: dict[str, str], header: str | None) -> None:
-    assert ignores_proxy(found) == header
+    assert Visitor(found).ignored_header == header
 
 
-def test_an_announced_proxy_is_nothing_to_tell() -> None:
+def test_a_proxy_that_was_announced_is_not_reported() -> None:
     found = {"REMOTE_ADDR": "10.0.0.1", "wsgi.url_scheme": "http", "HTTP_X_FORWARDED_PROTO": "https"}
 
-    assert ignores_proxy(found, 1) is None
+    assert Visitor(found, 1).ignored_header is None

@@ -136,7 +136,9 @@ class ArrivalReader:
             return False
 
     def _is_secure(self, environ: WSGIEnvironment) -> bool:
-        return self.visitor(environ).is_https if self._cookie_secure == "auto" else self._cookie_secure
+        if isinstance(self._cookie_secure, bool):
+            return self._cookie_secure
+        return self.visitor(environ).is_https
 
 
 def _own_referer_query(environ: WSGIEnvironment) -> str:

@@ -75,7 +75,7 @@ class _Signer(Signer):
 
 
 class SignedText:
-    """Writes small JSON values as URL-safe strings that nobody can write without the key, and reads them.
+    """Writes small JSON values as URL-safe strings, which take the key to write, and reads them.
 
     :param keys: secret keys, oldest first; the last one signs, every one is accepted.
     :param salt: names the use; a string that was signed for another use is refused.

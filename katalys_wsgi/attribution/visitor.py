@@ -60,7 +60,7 @@ class Visitor(NamedTuple):
     def host(self) -> str | None:
         """The host that was asked for, in lower case and without port; None when the request names none."""
         try:
-            return urlsplit("//" + self.environ.get("HTTP_HOST", "")).hostname
+            return urlsplit(f"//{self.environ.get('HTTP_HOST', '')}").hostname
         except ValueError:
             return None
 

@@ -1,1 +1,3 @@
-"""What was sold, and how Katalys is told."""
+"""What was sold, and the message that reports it to Katalys."""
+
+__all__: list[str] = []

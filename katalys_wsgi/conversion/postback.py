@@ -1,6 +1,6 @@
-"""What goes over the wire: Katalys' key names, the frozen payload of a message, and the three encodings.
+"""The postback: the frozen message that reports a conversion or an order update, and its key.
 
-Keys and their order are those of Katalys' Server-to-Server Implementation; nothing else in this package knows them.
+Keys and their order are those of Katalys' Server-to-Server Implementation and of its "Reporting Schema".
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
-from ..attribution.click import Click
-from .order import Conversion, Discount, LineItem, OrderUpdate, money
+from . import checks
+from .checks import LONGEST_IDENTIFIER, Check
+from .order import FIELD_CHECKS, OPTIONAL_FIELDS, Conversion, LineItem, OrderUpdate, as_discount
+
+__all__ = ["ClickIds", "Kind", "Postback", "email_hash"]
+
+_compact_json = json.JSONEncoder(separators=(",", ":")).encode
+_is_unstorable = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class Kind(str, Enum):
@@ -28,29 +34,42 @@ class Kind(str, Enum):
     __str__ = str.__str__
 
     @classmethod
-    def _missing_(cls, _: object) -> Kind:
+    def _missing_(cls, value: object) -> Kind:  # noqa: ARG003 - the name is Enum's
         return cls.UPDATE  # damaged on disk: nothing is credited by an update
 
 
-#: Our field names that are Katalys' key names as well, in the order they are written after the twelve.
-_SAME_NAME = (
-    "currency", "tax_amount", "shipping_amount", "order_time", "order_status", "payment_status", "order_alias",
-    "order_count", "action_type", "customer_group", "vid", "billing_city", "billing_state", "billing_postal",
-    "shipping_city", "shipping_state", "shipping_postal",
-)  # fmt: skip
-_AMOUNTS = ("sale_amount", "subtotal_amount", "tax_amount", "shipping_amount")
+class ClickIds(Protocol):
+    """What a conversion says about the click that brought the shopper: an ``attribution.click.Click`` has it all."""
 
-_compact_json = json.JSONEncoder(separators=(",", ":")).encode
+    @property
+    def transaction_id(self) -> str | None:
+        """Katalys' id of the click."""
+        ...
+
+    @property
+    def offer_id(self) -> str | None:
+        """Katalys' id of the program."""
+        ...
+
+    @property
+    def aff_id(self) -> str | None:
+        """Katalys' id of the affiliate."""
+        ...
+
+    @property
+    def clicked_at(self) -> datetime:
+        """When the shopper arrived, aware."""
+        ...
 
 
 @dataclass(frozen=True)
 class Postback:
-    """One message to Katalys, frozen when it is recorded: each attempt sends the same bytes.
+    """One message to Katalys, frozen when it is recorded: every attempt sends the same bytes.
 
     :param key: the same key again is the same message.
-    :param order_id: the shop's order id, as text.
+    :param order_id: the shop's order id as a string that every database can store.
     :param kind: a conversion or an update.
-    :param payload: the fields as a JSON object in Katalys' order; personal data.
+    :param payload: the fields as a JSON object of strings, in the order in which they are sent; personal data.
     :param clicked_at: when the shopper arrived, seconds since 1970; for the shop's own questions, never sent.
     """
 
@@ -67,14 +86,20 @@ class Postback:
         *,
         site_id: str,
         conversion_type: str,
-        click: Click | None,
+        click: ClickIds | None,
         client_ip: str | None,
         user_agent: str,
         email_key: str | None = None,
     ) -> Postback:
-        """The message that reports ``conversion``; what is invalid is written as it stands, for a person to correct.
+        """The message that reports a sale. What is invalid is written as it stands, for the operator to correct.
 
-        :param email_key: report a keyed hash of the e-mail address instead of the address.
+        :param site_id: the Tracking ID.
+        :param conversion_type: ``"force_convert"`` or ``"offline_conv"``.
+        :param click: the click that brought the shopper; None without one.
+        :param client_ip: the buyer's address. None is sent as an empty value: without the key Katalys would take the
+            address of the caller, which is the shop's own server.
+        :param user_agent: the buyer's User-Agent header.
+        :param email_key: report :func:`email_hash` with this key instead of the e-mail address.
         """
         fields = {
             "type": conversion_type,
@@ -93,7 +118,11 @@ class Postback:
 
     @classmethod
     def from_update(cls, update: OrderUpdate, *, site_id: str, email_key: str | None = None) -> Postback:
-        """The message that reports ``update`` ("Order Status Reporting" in Katalys' knowledge base)."""
+        """The message that reports a change of an order ("Order Status Reporting" in Katalys' knowledge base).
+
+        :param site_id: the Tracking ID.
+        :param email_key: report :func:`email_hash` with this key instead of the e-mail address.
+        """
         fields = {"type": "offline_conv", "site_id": site_id, "order_id": _plain(update.order_id)}
         if update.email_address is not None:
             fields["email_address"] = _email(update.email_address, email_key)
@@ -105,20 +134,32 @@ class Postback:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str], kind: Kind, clicked_at: float | None = None) -> Postback:
-        """The message that consists of ``fields``, Katalys' key names, in their order."""
+        """The message of given fields, as they are sent.
+
+        :param fields: Katalys' keys with their values, ``site_id`` and ``order_id`` among them.
+        :param clicked_at: when the shopper arrived, seconds since 1970.
+        """
         payload = _compact_json(fields)
-        key = message_key(fields["site_id"], fields["order_id"], kind, payload)
+        key = _message_key(fields["site_id"], fields["order_id"], kind, payload)
         return cls(key, _storable(fields["order_id"]), kind, payload, clicked_at)
 
     @property
     def digest(self) -> str:
-        """Tells whether two messages of one key say the same."""
+        """32 hex digits that differ where two payloads differ."""
         return _digest(self.payload)
 
 
-def message_key(site_id: str, order_id: str, kind: Kind, payload: str) -> str:
-    """Site, order and kind; for an update, and for an order without a usable id, a digest of the fields as well."""
-    usable = _storable(order_id)[:255].rstrip()  # MySQL takes "AB " for "AB"
+def email_hash(address: str, key: str) -> str:
+    """A string that stays the same for a customer and does not reveal the address: a keyed SHA-256, 64 hex digits.
+
+    Upper and lower case make no difference, as Katalys compares addresses.
+    """
+    return hmac.new(key.encode(), address.lower().encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def _message_key(site_id: str, order_id: str, kind: Kind, payload: str) -> str:
+    """Site, kind and order; for an update, and for an order without a usable id, a digest of the fields as well."""
+    usable = _storable(order_id)[:LONGEST_IDENTIFIER].rstrip()  # MySQL takes "AB " for "AB"
     parts = [site_id, kind, usable]
     if kind != Kind.CONVERSION or not order_id or usable != order_id:
         parts.append(_digest(payload))
@@ -126,30 +167,31 @@ def message_key(site_id: str, order_id: str, kind: Kind, payload: str) -> str:
 
 
 def _storable(text: str) -> str:
-    """``text`` without what databases refuse in a text, NUL and lone surrogates."""
-    return re.sub(r"[\x00\ud800-\udfff]", "\ufffd", text)
+    """``text`` without what databases refuse in a string: NUL and lone surrogates."""
+    return _is_unstorable.sub("\ufffd", text)
 
 
 def _digest(payload: str) -> str:
     return hashlib.sha256(payload.encode("ascii")).hexdigest()[:32]
 
 
-def _click_fields(click: Click | None) -> dict[str, str]:
-    ids = {name: getattr(click, name, None) for name in ("transaction_id", "offer_id", "aff_id")}
+def _click_fields(click: ClickIds | None) -> dict[str, str]:
+    if click is None:
+        return {}
+    ids = {"transaction_id": click.transaction_id, "offer_id": click.offer_id, "aff_id": click.aff_id}
     return {name: value for name, value in ids.items() if value}
 
 
 def _further_fields(order: Conversion | OrderUpdate) -> Iterator[tuple[str, str]]:
     for number, discount in _counted(order.discounts):
-        coupon = discount if isinstance(discount, Discount) else Discount(discount)
+        coupon = as_discount(discount)
         yield f"discount_{number}_code", _plain(coupon.code)
         if coupon.amount is not None:
             yield f"discount_{number}_amount", _amount(coupon.amount)
-    values = vars(order)
-    for name in _SAME_NAME:
-        value = values[name]
+    for name in OPTIONAL_FIELDS:
+        value = getattr(order, name)
         if value is not None:
-            yield name, _WRITERS.get(name, _plain)(value)
+            yield name, _WRITERS.get(FIELD_CHECKS[name], _plain)(value)
     for number, item in _counted(order.line_items):
         yield from _line_item_fields(f"line_item_{number}", item)
 
@@ -176,21 +218,21 @@ def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
 
 
 def _plain(value: object) -> str:
-    """A text, an id or a count; None, which is invalid wherever it gets here, is written empty."""
+    """A string, an id or a count. None, which is invalid wherever it gets here, is written empty."""
     return "" if value is None else str(value)
 
 
 def _amount(value: object) -> str:
-    """Never with an exponent; what is no amount is written as it stands."""
+    """An amount, never with an exponent; whatever else is written as it stands."""
     try:
-        # The most decimals any currency has: whether a float is exact was the conversion's question.
-        return format(money(str(value) if isinstance(value, float) else value), "f")
+        # A float as a string: whether it is exact in its currency was for the conversion to say.
+        return format(checks.money(str(value) if isinstance(value, float) else value), "f")
     except ValueError:
         return _plain(value)
 
 
 def _time(value: object) -> str:
-    # Seconds since 1970 spare Katalys the guess of our time zone; its own WooCommerce plugin does the same.
+    # Seconds since 1970, so that Katalys need not guess a time zone; its own WooCommerce plugin does the same.
     return f"@{int(value.timestamp())}" if isinstance(value, datetime) else _plain(value)
 
 
@@ -199,13 +241,9 @@ def _email(address: object, email_key: str | None) -> str:
     return text if email_key is None or not text else email_hash(text, email_key)
 
 
-def email_hash(address: str, key: str) -> str:
-    """A text that stays the same for a customer and does not tell the address (Katalys compares case-insensitively)."""
-    return hmac.new(key.encode(), address.lower().encode("utf-8", "replace"), hashlib.sha256).hexdigest()
-
-
-_WRITERS: dict[str, Callable[[object], str]] = {
-    "currency": lambda value: _plain(value).upper(),
-    "order_time": _time,
-    **dict.fromkeys(_AMOUNTS, _amount),
+# How a value of a kind is written; every other kind is written plain.
+_WRITERS: Mapping[Check, Callable[[object], str]] = {
+    checks.money: _amount,
+    checks.currency_code: lambda value: _plain(value).upper(),
+    checks.aware_time: _time,
 }

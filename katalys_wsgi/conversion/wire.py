@@ -1,35 +1,42 @@
-"""The three encodings of a message, and Katalys' rules of a message as it stands on the wire."""
+"""The wire: the three encodings of a message, and Katalys' rules of a message as it is sent."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from .order import ORDER_STATUSES
+from . import checks
+from .order import FIELD_CHECKS, ORDER_STATUSES, REQUIRED_FIELDS
 
-_AMOUNTS = ("sale_amount", "subtotal_amount", "tax_amount", "shipping_amount")
+__all__ = ["PERSONAL", "WIRES", "Wire", "wire_problems"]
 
-#: "All fields are required", says the specification. These may be empty: no coupon, an address that cannot be told.
-_REQUIRED = ("order_id", "email_address", "sale_amount", "subtotal_amount")
-_REQUIRED_MAY_BE_EMPTY = ("client_ip", "user_agent", "discount_1_code")
-
-
-#: Never shown in a log or an error, should an answer repeat them.
+#: The keys whose values are personal data: never shown in a log or an error, should an answer repeat them.
 PERSONAL = ("email_address", "client_ip", "user_agent", "vid")
+
+_TYPES = ("force_convert", "offline_conv")
+
+# "All fields are required", says the specification. These may be empty: no coupon was used, an address is unknown.
+_MAY_BE_EMPTY = ("client_ip", "user_agent", "discount_1_code")
 
 
 @dataclass(frozen=True)
 class Wire:
-    """One of the specification's three ways to call: ``encode`` turns a payload into a body, or a query for GET."""
+    """One of the specification's three ways to call ("HTTP Request Details").
+
+    :param method: of HTTP.
+    :param content_type: the value of that header; None sends no body.
+    :param encode: turns a payload into a body, or into a query for GET.
+    :param confirms: whether a 204 means that the message was parsed. A GET's does not: "This type of request will
+        always return a 204 response".
+    """
 
     method: str
     content_type: str | None
     encode: Callable[[str], bytes]
-    #: "This type of request will always return a 204 response", so a GET's 204 proves nothing.
     confirms: bool = True
 
 
@@ -41,7 +48,8 @@ def _form(payload: str) -> bytes:
     return urlencode(json.loads(payload)).encode("ascii")
 
 
-WIRES = {
+#: The three ways by their names in the setting ``wire``.
+WIRES: Mapping[str, Wire] = {
     "json": Wire("POST", "application/json", _as_is),
     "form": Wire("POST", "application/x-www-form-urlencoded", _form),
     "get": Wire("GET", None, _form, confirms=False),
@@ -49,49 +57,55 @@ WIRES = {
 
 
 def wire_problems(fields: Mapping[str, object]) -> list[str]:
-    """Every fault of a message, by Katalys' key names; empty when Katalys can parse and attribute it.
+    """Everything that keeps Katalys from parsing and attributing a message, each as ``"key: what is wrong"``.
 
-    An order update (``type=offline_conv``) needs ``site_id``, ``order_id`` and one further field.
+    An order update (``type=offline_conv``) needs ``site_id``, ``order_id`` and one further field. Keys that Katalys'
+    "Reporting Schema" does not name are let through.
+
+    :param fields: the message: Katalys' keys with their values, strings or numbers.
+    :returns: empty when there is nothing wrong.
     """
-    return list(_wire_problems(fields))
+    return [*_type_problems(fields), *_missing_fields(fields), *_wrong_values(fields)]
 
 
-def _wire_problems(fields: Mapping[str, object]) -> Iterator[str]:
-    if fields.get("type") not in ("force_convert", "offline_conv"):
+def _type_problems(fields: Mapping[str, object]) -> Iterator[str]:
+    if fields.get("type") not in _TYPES:
         yield f"type: {fields.get('type')!r} is neither force_convert nor offline_conv"
     if not fields.get("site_id"):
         yield "site_id: is missing"
+
+
+def _missing_fields(fields: Mapping[str, object]) -> Iterator[str]:
     if fields.get("type") == "offline_conv":
-        yield from _missing(fields, ("order_id",))
+        yield from _missing(fields, ["order_id"])
         if not set(fields) - {"type", "site_id", "order_id"}:
             yield "order_status: is missing, and so is every other field; there is nothing to update"
-    else:
-        yield from _missing(fields, _REQUIRED, _REQUIRED_MAY_BE_EMPTY)
-        if not fields.get("transaction_id") and not (fields.get("offer_id") and fields.get("aff_id")):
-            yield "transaction_id: is missing, and so is the pair offer_id and aff_id: nobody can be credited"
+        return
+    yield from _missing(fields, REQUIRED_FIELDS)
+    yield from (f"{name}: is missing" for name in _MAY_BE_EMPTY if name not in fields)
+    if not fields.get("transaction_id") and not (fields.get("offer_id") and fields.get("aff_id")):
+        yield "transaction_id: is missing, and so is the pair offer_id and aff_id: no affiliate can be credited"
+
+
+def _missing(fields: Mapping[str, object], names: Sequence[str]) -> Iterator[str]:
+    return (f"{name}: is missing" for name in names if fields.get(name) in (None, ""))
+
+
+def _wrong_values(fields: Mapping[str, object]) -> Iterator[str]:
     for name, value in fields.items():
-        fault = _value_fault(name, value)
-        if fault:
-            yield f"{name}: {fault}"
+        problem = _value_problem(name, value)
+        if problem:
+            yield f"{name}: {problem}"
 
 
-def _missing(
-    fields: Mapping[str, object], required: tuple[str, ...], may_be_empty: tuple[str, ...] = ()
-) -> Iterator[str]:
-    yield from (f"{name}: is missing" for name in required if fields.get(name) in (None, ""))
-    yield from (f"{name}: is missing" for name in may_be_empty if name not in fields)
-
-
-def _value_fault(name: str, value: object) -> str | None:
-    """What is wrong with a value that is there; an empty one is ignored by Katalys."""
+def _value_problem(name: str, value: object) -> str | None:
+    """What is wrong with a value that is there; Katalys ignores an empty one."""
     if value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return "is neither text nor number"
-    pattern, what = _VALUES.get(re.sub(r"_\d+_", "_N_", name), (r"[\s\S]*", ""))
-    if name == "client_ip":
-        return None if _is_ip(str(value)) else f"{value!r} is no IP address"
-    return None if re.fullmatch(pattern, str(value), re.ASCII) else f"{value!r} is {what}"
+        return "is neither a string nor a number"
+    rule = _RULES.get(_numbers.sub("_N_", name))
+    return None if rule is None or rule.holds(str(value)) else f"{value!r} is {rule.otherwise}"
 
 
 def _is_ip(text: str) -> bool:
@@ -102,11 +116,29 @@ def _is_ip(text: str) -> bool:
     return True
 
 
-_NUMBER = (r"\d+(\.\d+)?", "not a plain number")
-_VALUES = {
-    **dict.fromkeys((*_AMOUNTS, "discount_N_amount", "line_item_N_price", "line_item_N_qty"), _NUMBER),
-    "order_count": (r"[1-9]\d*", "no whole number from 1 on"),
-    "order_status": ("|".join(ORDER_STATUSES), f"none of {', '.join(ORDER_STATUSES)}"),
-    "order_time": (r"@\d+", "no time of the form @<unix seconds>"),
-    "currency": (r"[A-Z]{3}", "no ISO 4217 currency"),
+@dataclass(frozen=True)
+class _Rule:
+    """What a value has to look like on the wire: ``holds`` is true of it, or it is ``otherwise``."""
+
+    holds: Callable[[str], object]
+    otherwise: str
+
+
+_numbers = re.compile(r"_\d+_", re.ASCII)
+_is_unix_time = re.compile(r"@\d+", re.ASCII).fullmatch
+
+_NUMBER = _Rule(checks.PLAIN_NUMBER.fullmatch, "not a plain number")
+
+# How a value that passes a check is written, hence what it has to look like on the wire.
+_WRITTEN: Mapping[checks.Check, _Rule] = {
+    checks.money: _NUMBER,
+    checks.count: _Rule(checks.COUNT.fullmatch, "not a whole number from 1 on"),
+    checks.currency_code: _Rule(checks.CURRENCY.fullmatch, "not the three capital letters of ISO 4217"),
+    checks.aware_time: _Rule(_is_unix_time, "not a time of the form @<unix seconds>"),
+}
+_RULES: Mapping[str, _Rule] = {
+    **{name: _WRITTEN[check] for name, check in FIELD_CHECKS.items() if check in _WRITTEN},
+    **dict.fromkeys(("discount_N_amount", "line_item_N_price", "line_item_N_qty"), _NUMBER),
+    "order_status": _Rule(ORDER_STATUSES.__contains__, f"not one of {', '.join(ORDER_STATUSES)}"),
+    "client_ip": _Rule(_is_ip, "not an IP address"),
 }

@@ -81,17 +81,20 @@ class _Run:
 
     @property
     def is_alive(self) -> bool:
+        """Whether the thread runs; one that could not make its relay has ended."""
         return self._thread.is_alive()
 
     def start(self) -> None:
         self._thread.start()
 
     def wake(self) -> None:
+        """Have the relay look into the outbox now; one that is still being made looks by itself."""
         with self._lock:
-            if self._relay is not None:  # else its first look is still to come
+            if self._relay is not None:
                 self._relay.wake()
 
     def stop(self, patience: float) -> None:
+        """End the thread after the rows in progress, also while its relay is being made; wait up to ``patience`` s."""
         with self._lock:
             self._stopped = True
             if self._relay is not None:
@@ -99,6 +102,7 @@ class _Run:
         self._thread.join(patience)
 
     def _deliver(self) -> None:
+        """What the thread runs: make the relay, deliver until it is stopped, close its connections."""
         with closing(self._make_relay()) as relay:
             with self._lock:
                 self._relay = relay

@@ -20,8 +20,8 @@ def scrubbed(text: str, payload: str) -> str:
 
     :param text: an answer or an error, which may repeat what was sent in whatever spelling.
     :param payload: the message as JSON.
-    :returns: at most :data:`LONGEST_ERROR` characters; nothing if the payload cannot be read, since nobody can
-        say then what ``text`` repeats.
+    :returns: at most :data:`LONGEST_ERROR` characters; nothing if the payload cannot be read, for then
+        it is unknown what ``text`` repeats.
     """
     try:
         fields = json.loads(payload)

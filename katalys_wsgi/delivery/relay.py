@@ -1,4 +1,9 @@
-"""The relay: takes what is due out of the outbox, has it sent, and writes down what came of each row."""
+"""The relay: takes what is due out of the outbox, has it sent, and writes down what came of each row.
+
+A drain claims rows, gives them to a few worker threads, and writes the outcomes of those that are finished in one
+transaction. A claim is a lease: what a dying process had claimed is due again when it ends. Every rule of what
+follows from an answer is in :mod:`katalys_wsgi.delivery.policy`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -18,6 +23,7 @@ from ..settings import Settings
 from .breaker import CircuitBreaker
 from .policy import back_off
 from .sender import Sender
+from .workers import WorkerPool
 
 __all__ = ["POLL", "PRUNE_EVERY", "ROWS_PER_WORKER", "Drained", "Relay"]
 
@@ -131,7 +137,7 @@ class Relay:
 
         with (
             self._one_drain_at_a_time,
-            _WorkerPool(lambda entry: self._attempt(entry, may_begin), self._workers) as pool,
+            WorkerPool(lambda entry: self._attempt(entry, may_begin), self._workers) as pool,
         ):
             try:
                 return self._drain(pool, may_begin)
@@ -141,7 +147,8 @@ class Relay:
                     self._unwritten += self._decided(pool)
                 raise
 
-    def _drain(self, pool: _WorkerPool, may_begin: Callable[[], bool]) -> Drained:
+    def _drain(self, pool: WorkerPool, may_begin: Callable[[], bool]) -> Drained:
+        """Write down what an earlier drain could not, then claim, send and write until nothing is left."""
         done: Counter[State] = Counter()
         self._write([], done)
         while True:
@@ -152,6 +159,7 @@ class Relay:
             self._write(self._decided(pool), done)
 
     def _claim(self, in_progress: int, may_begin: Callable[[], bool]) -> list[Entry]:
+        """More rows when less than half of the capacity is in progress, as many as the circuit breaker allows."""
         limit = self._breaker.limit(self._capacity) - in_progress
         if limit <= 0 or in_progress > self._capacity // 2 or not may_begin():
             return []
@@ -174,16 +182,19 @@ class Relay:
         return receipt
 
     def _note(self, receipt: Receipt) -> None:
+        """Let the circuit breaker learn from an attempt, and report when it opens or closes."""
         changed = self._breaker.note(receipt)
         if changed and not self._breaker.is_closed:
             self._events.emit("endpoint_paused", status=receipt.status, reason=receipt.error)
         elif changed:
             self._events.emit("endpoint_resumed")
 
-    def _decided(self, pool: _WorkerPool) -> list[Change]:
+    def _decided(self, pool: WorkerPool) -> list[Change]:
+        """What becomes of the rows that are finished; waits for the first."""
         return [self._decide(entry, receipt) for entry, receipt in pool.collect()]
 
     def _decide(self, entry: Entry, receipt: Receipt | None) -> Change:
+        """What an attempt's receipt means for its row; a wrong configuration is not the row's fault, so it waits."""
         if receipt is None:
             return Change.release(entry)
         if receipt.verdict is Verdict.DELIVERED:
@@ -197,6 +208,10 @@ class Relay:
         return Change.postpone(entry, receipt, delay)
 
     def _write(self, changes: list[Change], done: Counter[State]) -> None:
+        """Write ``changes`` and those that could not be written before, report each, and count it in ``done``.
+
+        :raises OutboxUnavailable: nothing was written; it is kept for the next call.
+        """
         self._unwritten += changes
         if self._unwritten:
             self._outbox.apply(self._unwritten)
@@ -207,6 +222,7 @@ class Relay:
                     self._report(change.entry, change.state, change.receipt)
 
     def _report(self, entry: Entry, state: State, receipt: Receipt) -> None:
+        """Emit the event of a row of which the outcome is written down."""
         if state is State.DELIVERED:
             self._events.emit(
                 "postback_delivered", order_id=entry.order_id, kind=entry.kind, attempts=entry.attempts,
@@ -231,60 +247,3 @@ class Relay:
             deleted = self._outbox.prune(now - self._retention)
             if deleted:
                 self._events.emit("outbox_pruned", rows=deleted)
-
-
-class _WorkerPool:
-    """A few daemon threads that send, for the length of one drain.
-
-    Not an executor: leaving the interpreter would wait for its threads, and with them for Katalys.
-
-    :param attempt: one attempt for a row; None when none was begun.
-    :param size: how many threads there are at most.
-    """
-
-    def __init__(self, attempt: Callable[[Entry], Receipt | None], size: int) -> None:
-        self._attempt = attempt
-        self._size = size
-        self._threads: list[threading.Thread] = []
-        self._jobs: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[Entry, Receipt | None]] = queue.SimpleQueue()
-        self._halted = False
-        self.in_progress = 0
-
-    def __enter__(self) -> _WorkerPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.halt()
-        for _thread in self._threads:
-            self._jobs.put(None)
-
-    def take_on(self, entries: Iterable[Entry]) -> None:
-        """Queue ``entries``, and start threads for them up to the size of the pool."""
-        for entry in entries:
-            self.in_progress += 1
-            self._jobs.put(entry)
-        while len(self._threads) < min(self._size, self.in_progress):
-            thread = threading.Thread(target=self._work, name="katalys-send", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def halt(self) -> None:
-        """Begin no further row; those not begun come back without a receipt."""
-        self._halted = True
-
-    def collect(self) -> list[tuple[Entry, Receipt | None]]:
-        """Wait for a row to be finished, and take every other one that is: they share one commit."""
-        finished = [self._results.get()]
-        while not self._results.empty():
-            finished.append(self._results.get())
-        self.in_progress -= len(finished)
-        return finished
-
-    def _work(self) -> None:
-        while (entry := self._jobs.get()) is not None:
-            try:
-                receipt = None if self._halted else self._attempt(entry)
-            except Exception as error:  # noqa: BLE001 - collect() would wait for this row without end
-                receipt = Receipt(Verdict.RETRY, error=type(error).__name__)
-            self._results.put((entry, receipt))

@@ -1,39 +1,39 @@
-"""One attempt to deliver a message to Katalys, and what came of it."""
+"""One attempt to deliver a message to Katalys, and what came of it.
+
+The relay calls it over and over; a checkout whose outbox cannot be written calls it once. Whether and when to try
+again is decided elsewhere.
+"""
 
 from __future__ import annotations
 
 import ssl
 from datetime import datetime, timezone
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
+from urllib3 import HTTPConnectionPool, Timeout
 from urllib3.util import Retry
 
+from .._version import __version__
 from ..conversion.wire import WIRES
 from ..outbox.entry import Receipt, Verdict
 from ..process import PerProcess
 from ..settings import Settings
 from .policy import judge, retry_after
 from .redaction import scrubbed
-from .transport import hide_addresses, open_pool, remaining, time_limit
+from .transport import keep_from_log, open_pool, remaining, time_limit
 
-__all__ = ["LONGEST_BODY", "Sender", "user_agent"]
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+__all__ = ["LONGEST_BODY", "USER_AGENT", "Sender"]
+
+USER_AGENT = f"katalys-wsgi/{__version__}"
 
 #: Bytes that are read of an answer's body.
 LONGEST_BODY = 4096
 
 _ONE_TRY = Retry(total=False, redirect=False)  # the outbox is the one retry loop
-
-
-@cache
-def user_agent() -> str:
-    """The value of the User-Agent header: this package and its version, if it is installed as a package."""
-    try:
-        return f"katalys-wsgi/{version('katalys-wsgi')}"
-    except PackageNotFoundError:
-        return "katalys-wsgi"
 
 
 class Sender:
@@ -53,17 +53,21 @@ class Sender:
         self._read_timeout = settings.read_timeout.total_seconds()
         self._deadline = settings.deadline.total_seconds()
         self._workers = settings.delivery_workers
-        self._headers = {"User-Agent": user_agent(), "Accept": "*/*", "Accept-Encoding": "identity"}
+        self._headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
         if self._wire.content_type:
             self._headers["Content-Type"] = self._wire.content_type
         self._pool: PerProcess[HTTPConnectionPool] = PerProcess(self._make_pool)
-        if self._wire.method == "GET":
-            hide_addresses()
+        keep_from_log(addresses=self._wire.method == "GET")
 
     def send(self, payload: str, *, deadline: float | None = None) -> Receipt:
         """Send ``payload`` once; never raises.
 
-        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once.
+        :param payload: the message as JSON, as it stands in the outbox; it is encoded as the setting wire says.
+        :param deadline: seconds that the whole attempt may take; None is the setting, 0 times out at once. It
+            bounds every wait for an answer. Looking up the host's name is not bounded; connecting to each of its
+            addresses, and the TLS handshake, may take connect_timeout or the deadline each, whichever is shorter.
+        :returns: what the answer means; RETRY without a status when there was none. Its error is one line without
+            personal data.
         """
         try:
             message = self._wire.encode(payload)
@@ -73,10 +77,9 @@ class Sender:
 
     def close(self) -> None:
         """Close this process's idle connections; the next attempt opens new ones."""
-        pool = self._pool.peek()
+        pool = self._pool.discard()
         if pool is not None:
             pool.close()
-            self._pool = PerProcess(self._make_pool)
 
     def _attempt(self, message: bytes, payload: str, seconds: float) -> Receipt:
         with time_limit(seconds):
@@ -86,6 +89,10 @@ class Sender:
                 return Receipt(Verdict.RETRY, error=scrubbed(_described(error), payload))
 
     def _exchange(self, message: bytes, payload: str) -> Receipt:
+        """Send the encoded ``message`` and read the answer.
+
+        :raises Exception: whatever urllib3 raises, and TimeoutError at the deadline.
+        """
         limit = remaining()
         posts = self._wire.method == "POST"
         response = self._pool.get().urlopen(
@@ -106,6 +113,7 @@ class Sender:
         return self._receipt(response, body, payload)
 
     def _receipt(self, response: BaseHTTPResponse, body: bytes, payload: str) -> Receipt:
+        """What an answer means, with its first words for the operator unless it is a 204."""
         status = response.status
         verdict = judge(status)
         if verdict is Verdict.DELIVERED:
@@ -119,10 +127,15 @@ class Sender:
 
 
 def _described(error: BaseException) -> str:
-    """The root of an error in a few words: urllib3's own repeat the whole address, over GET with its query."""
+    """The root of an error in a few words: urllib3's own repeat the whole address, over GET with its query.
+
+    :returns: the type of ``error`` and what the system says of its root, such as "NewConnectionError: Connection
+        refused"; for a certificate, why it is not trusted.
+    """
     root = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__  # type: ignore[assignment] # checked one line above
+    # The system's error is what counts; urllib3 1.26 meets one while it handles another, which is none of its cause.
+    while not isinstance(root, OSError) and (deeper := root.__cause__ or root.__context__):
+        root = deeper
     if isinstance(root, ssl.SSLCertVerificationError):
         return f"TLS: {root.verify_message}"
     words = (root.strerror if isinstance(root, OSError) else None) or (

@@ -3,9 +3,9 @@
 What this package needs of urllib3 beyond a plain call stands here. It uses documented extension points: ``PoolManager``
 and ``ProxyManager``, and pools with a ``ConnectionCls``
 (https://urllib3.readthedocs.io/en/stable/reference/urllib3.connectionpool.html). Three things are not documented:
-``PoolManager.pool_classes_by_scheme`` ("so other PoolManagers can override them", says its source), ``response_class`` of
-a connection, and how a :class:`http.client.HTTPResponse` begins. Each has a test in ``tests/test_transport.py`` that fails
-when the library changes.
+``pool_classes_by_scheme`` of a manager ("so other PoolManagers can override them", says its source),
+``response_class`` of a connection, and how a :class:`http.client.HTTPResponse` begins. Each has a test in
+``tests/test_transport.py`` that fails when the library changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import requests
-from requests.certs import where
+from requests.certs import where  # type: ignore[attr-defined] # documented there, and not in its stubs
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import make_headers, parse_url
@@ -30,7 +30,7 @@ from urllib3.util import make_headers, parse_url
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["hide_addresses", "open_pool", "remaining", "time_limit"]
+__all__ = ["keep_from_log", "open_pool", "remaining", "time_limit"]
 
 # A read timeout "is not a time limit on the entire response download": it starts anew with every byte, so a server
 # that drips can hold a connection for hours. https://requests.readthedocs.io/en/latest/user/quickstart/#timeouts
@@ -68,25 +68,27 @@ def open_pool(url: str, *, size: int) -> HTTPConnectionPool:
 
     :param size: how many idle connections are kept.
     """
+    if not url.startswith("https"):
+        return _with_our_pools(PoolManager(maxsize=size)).connection_from_url(url)
     with requests.Session() as session:
         found = session.merge_environment_settings(url, {}, None, None, None)
-    options: dict[str, Any] = {"maxsize": size}
-    if not url.startswith("https"):
-        return _with_our_pools(PoolManager(**options)).connection_from_url(url)
-    bundle = where() if found["verify"] is True else found["verify"]
-    options |= {"cert_reqs": "CERT_REQUIRED", "ca_cert_dir" if os.path.isdir(bundle) else "ca_certs": bundle}
+    bundle = where() if found["verify"] is True else str(found["verify"])
+    trust = {"ca_cert_dir" if os.path.isdir(bundle) else "ca_certs": bundle}
+    options: dict[str, Any] = {"maxsize": size, "cert_reqs": "CERT_REQUIRED", **trust}
     proxy = found["proxies"].get("https") or found["proxies"].get("all")
     manager = _through(proxy, options) if proxy else PoolManager(**options)
     return _with_our_pools(manager).connection_from_url(url)
 
 
 def _through(proxy: str, options: dict[str, Any]) -> ProxyManager:
+    """A manager of pools through ``proxy``, an address or host:port, with its user and password if it has any."""
     address = parse_url(proxy if "://" in proxy else f"http://{proxy}")
     headers = make_headers(proxy_basic_auth=unquote(address.auth)) if address.auth else None
     return ProxyManager(address.url, proxy_headers=headers, **options)
 
 
 def _with_our_pools(manager: PoolManager) -> PoolManager:
+    """The same manager, making pools whose connections keep the deadline."""
     manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     return manager
 
@@ -154,12 +156,15 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-def hide_addresses() -> None:
-    """From now on urllib3 logs nothing of an attempt: over GET an address holds the buyer's data.
+def keep_from_log(*, addresses: bool) -> None:
+    """From now on urllib3 logs no personal data of an attempt; doing this twice changes nothing.
 
-    Its log of other requests of the process stays as it is. Doing this twice changes nothing.
+    Its log of other requests of the process stays as it is.
+
+    :param addresses: log no address, which over GET holds the buyer's data. In any case no header that cannot be
+        parsed is logged, for it may repeat what was sent.
     """
-    for name in ("connection", "connectionpool", "util.retry"):
+    for name in ("connection", *(("connectionpool", "util.retry") if addresses else ())):
         logging.getLogger(f"urllib3.{name}").addFilter(_is_no_attempt)
 
 

@@ -1,11 +1,12 @@
-"""The outbox: the one wall between the shop's pages and the delivery.
+"""The outbox: where postbacks wait between the shop's pages and the delivery.
 
-What is added here is delivered, whatever dies in between. A row is pending until Katalys has taken it
-(delivered) or nobody can make Katalys take it (dead).
+What is added here is delivered, whatever dies in between. An entry is pending until Katalys has taken it
+(delivered) or refuses to take it as it is (dead).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -35,36 +36,44 @@ class Outbox(Protocol):
             the same key replaces.
         :param connection: the shop's own connection, so that it is kept if and only if the order is; only for
             outboxes in the shop's database.
+        :returns: what became of it; the entry of a key that is there already stands, unless it is a dead letter.
+        :raises UnusableConnection: this outbox cannot join ``connection``; nothing was written.
         """
         ...
 
     def history(self, order_id: str, *, connection: Any = None) -> list[Entry]:
-        """Every entry of an order, oldest first."""
+        """Every entry of an order, oldest first.
+
+        :param connection: as of :meth:`add`: what its transaction has written is seen.
+        :raises UnusableConnection: this outbox cannot join ``connection``.
+        """
         ...
 
     def claim(self, limit: int, lease: float) -> list[Entry]:
-        """Up to ``limit`` entries that are due, oldest first, for ``lease`` seconds in nobody else's hands.
+        """Up to ``limit`` entries that are due, oldest first, which no other relay gets for ``lease`` seconds.
 
-        Each claim counts an attempt. An entry is held back while an older one of its order is not delivered.
+        Each claim counts an attempt. An entry is held back while an older one of its order is not delivered
+        (:data:`~katalys_wsgi.outbox.entry.HOLDING_BACK`); retries take at most half while new ones wait.
         """
         ...
 
     def apply(self, changes: Iterable[Change]) -> int:
         """Write down what became of claimed entries, in one transaction.
 
-        :returns: how many were still the caller's; a lease that ran out may be somebody else's now.
+        :returns: how many were still the caller's; after its lease an entry may be another relay's.
         """
         ...
 
     def prune(self, finished_before: float) -> int:
         """Delete entries that were finished before that time, and updates that wait for a conversion among them.
 
+        :param finished_before: seconds since 1970.
         :returns: how many were deleted.
         """
         ...
 
     def close(self) -> None:
-        """Let go of this process's connections; the next use opens them again."""
+        """Close this process's connections; the next use opens them again."""
         ...
 
 
@@ -92,7 +101,10 @@ class Archive(Outbox, Protocol):
         ...
 
     def forget(self, entries: Iterable[Entry]) -> int:
-        """Take the buyer's data out of ``entries``; those pending become dead letters. Returns how many changed."""
+        """Take the buyer's data out of ``entries``; those pending become dead letters.
+
+        :returns: how many were changed; one that is in another state meanwhile is not.
+        """
         ...
 
     def statistics(self) -> Statistics:
@@ -101,20 +113,26 @@ class Archive(Outbox, Protocol):
 
 
 def open_outbox(
-    setting: str | Outbox, *, clock: Callable[[], float] = time.time, events: Events | None = None
+    setting: str | os.PathLike[str] | Outbox,
+    *,
+    clock: Callable[[], float] = time.time,
+    events: Events | None = None,
 ) -> Outbox:
-    """The outbox that the setting ``outbox`` names: a path is a SQLite file of ours, a URL the shop's database.
+    """The outbox that the setting ``outbox`` means.
+
+    :param setting: a path, as string or ``Path``, is a SQLite file of ours; a URL is the shop's database, also
+        ``sqlite:///…``; an outbox is itself.
 
     :param clock: seconds since 1970, for the file; in a database the database's own clock decides.
-    :param events: where damage of the file is reported.
+    :param events: where damage of the file is reported; in the log only, unless given.
     :raises ConfigurationError: the file's directory or the URL cannot be used, or SQLAlchemy is missing.
     """
-    if not isinstance(setting, str):
+    if not isinstance(setting, (str, os.PathLike)):
         return setting
-    if "://" not in setting:
+    if not isinstance(setting, str) or "://" not in setting:
         from .sqlite import SQLiteOutbox  # loads sqlite3, which a shop with another outbox does without
 
-        return SQLiteOutbox(setting, clock=clock)
+        return SQLiteOutbox(setting, clock=clock, events=events)
     try:
         from .sqlalchemy import SQLAlchemyOutbox  # loads SQLAlchemy, which most shops do without
     except ImportError as error:

@@ -12,12 +12,13 @@ from enum import Enum
 from typing import Any, Protocol
 
 from ..conversion.postback import Kind, Postback
+from ..errors import UnusableConnection
 
 __all__ = [
     "FORGOTTEN", "HOLDING_BACK", "LONGEST_DELAY", "LONGEST_HISTORY", "PAGE", "PATIENCE_IN_RELAY",
-    "PATIENCE_IN_REQUEST", "PRUNED_AT_A_TIME", "Added", "Attempt", "Change", "Due", "Entry", "Receipt", "State", "Statistics",
-    "Verdict", "added_again", "forgotten_columns", "holds_back", "new_columns", "paged", "revived_columns",
-    "share_of_retries",
+    "PATIENCE_IN_REQUEST", "PRUNED_AT_A_TIME", "Added", "Attempt", "Change", "Due", "Entry", "Receipt", "State",
+    "Statistics", "Verdict", "added_again", "forgotten_columns", "holds_back", "new_columns", "paged",
+    "refuse_connection", "revived_columns", "share_of_retries",
 ]  # fmt: skip
 
 #: The longest that a row may be postponed, in seconds. Katalys may ask for that much with Retry-After; a row that is
@@ -27,8 +28,10 @@ LONGEST_DELAY = 6 * 3600.0
 #: How many attempts are kept with a row, for ``katalys-wsgi why``.
 LONGEST_HISTORY = 20
 
-#: Seconds that a shop's page waits for the store, and that the relay does.
+#: Seconds that a shop's page waits for the store.
 PATIENCE_IN_REQUEST = 2.0
+
+#: Seconds that the relay and the operator's commands wait for it.
 PATIENCE_IN_RELAY = 10.0
 
 #: Rows deleted in one transaction: pages wait while it lasts.
@@ -37,6 +40,7 @@ PRUNED_AT_A_TIME = 500
 #: Rows read at a time by :func:`paged`.
 PAGE = 1000
 
+#: The ``last_error`` of a row whose buyer asked to be forgotten before it was delivered.
 FORGOTTEN = "forgotten on request"
 
 
@@ -78,7 +82,7 @@ class Verdict(Enum):
     DELIVERED = "delivered"
     RETRY = "retry"
     REFUSED = "refused"  # a dead letter at once: the same bytes would be refused again
-    MISCONFIGURED = "misconfigured"  # not this row's fault: the whole endpoint pauses
+    MISCONFIGURED = "misconfigured"  # it is not because of this row: the whole endpoint pauses
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,12 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt to deliver: when (seconds since 1970), and what was answered."""
+    """One attempt to deliver.
+
+    :param at: seconds since 1970.
+    :param status: the HTTP status, None when there was no answer.
+    :param error: one line without personal data, None when delivered.
+    """
 
     at: float
     status: int | None
@@ -143,7 +152,11 @@ class Entry:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Entry:
-        """The entry of a row, a mapping of the columns of this class, as a store keeps it."""
+        """The entry of a row as a store keeps it.
+
+        :param row: the columns of this class, states and kinds as their values, the history as JSON. A kind that is
+            unknown, because the disk was damaged, reads as an update, a state as dead.
+        """
         return cls(**{
             **row,
             "kind": Kind(row["kind"]),
@@ -155,7 +168,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Statistics:
-    """How an outbox stands: numbers of rows, and times in seconds since 1970."""
+    """How an outbox stands: numbers of rows, and times in seconds since 1970.
+
+    :param due: how many of the pending may be sent now by their time.
+    :param oldest_pending: when it was recorded, None when none is pending.
+    """
 
     pending: int
     due: int
@@ -167,7 +184,12 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Change:
-    """What the relay decides about an entry it has claimed; made by the class methods."""
+    """What the relay decides about an entry it has claimed; made by the class methods.
+
+    :param entry: as it was claimed: its lease token shows whether it still is the relay's.
+    :param receipt: the attempt's outcome, None when there was no attempt.
+    :param delay: seconds until a pending row is due.
+    """
 
     entry: Entry
     state: State
@@ -191,7 +213,7 @@ class Change:
 
     @classmethod
     def release(cls, entry: Entry) -> Change:
-        """It was claimed and not tried: the claim is undone."""
+        """It was claimed and not tried: the claim is undone, its attempt is not counted."""
         return cls(entry, State.PENDING, None)
 
     def columns(self, now: float) -> dict[str, Any]:
@@ -213,16 +235,17 @@ class Change:
         }
 
 
-# --- the rules of a row --------------------------------------------------------------------------------------
+# --- the rules of a row ---
 
 
 def new_columns(postback: Postback, problems: Sequence[str], now: float) -> dict[str, Any]:
-    """The row of a postback that was just recorded; one with problems is a dead letter at once."""
+    """The row of a postback that was just recorded.
+
+    :param problems: what is wrong with it: with any it is a dead letter at once.
+    :param now: seconds since 1970.
+    """
     return {
-        "key": postback.key,
-        "order_id": postback.order_id,
         "kind": postback.kind.value,
-        "clicked_at": postback.clicked_at,
         "created_at": now,
         **revived_columns(postback, now),
         "state": (State.DEAD if problems else State.PENDING).value,
@@ -232,12 +255,13 @@ def new_columns(postback: Postback, problems: Sequence[str], now: float) -> dict
 
 
 def revived_columns(postback: Postback, now: float) -> dict[str, Any]:
-    """What makes the row of a postback pending anew; its history stays."""
+    """What makes a row pending anew as ``postback``; its history, and when it was recorded first, stay."""
     return {
         "key": postback.key,
         "order_id": postback.order_id,
         "payload": postback.payload,
         "digest": postback.digest,
+        "clicked_at": postback.clicked_at,
         "state": State.PENDING.value,
         "attempts": 0,
         "due_at": now,
@@ -271,6 +295,17 @@ def added_again(postback: Postback, problems: Sequence[str], *, state: str, atte
     if state == State.DEAD and not problems and not (same and attempts):
         return Added.REPLACED
     return Added.SAME if same else Added.DIFFERENT
+
+
+def refuse_connection(connection: object) -> None:
+    """What outboxes do with ``connection=`` that are not in the shop's database.
+
+    :raises UnusableConnection: there is one.
+    """
+    if connection is not None:
+        raise UnusableConnection(
+            "connection= needs the outbox in the shop's database: set outbox to its SQLAlchemy URL, or leave it out."
+        )
 
 
 def holds_back(older: Entry, entry: Entry) -> bool:

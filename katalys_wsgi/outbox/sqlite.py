@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.postback import Postback
-from ..errors import ConfigurationError, UnusableConnection
+from ..events import Events
 from ..process import PerProcess
+from .connection import Connection, Recovered
 from .entry import (
+    HOLDING_BACK,
     LONGEST_DELAY,
+    PAGE,
     PATIENCE_IN_RELAY,
     PATIENCE_IN_REQUEST,
     PRUNED_AT_A_TIME,
@@ -27,26 +30,32 @@ from .entry import (
     added_again,
     forgotten_columns,
     new_columns,
+    paged,
+    refuse_connection,
     revived_columns,
+    share_of_retries,
 )
-from .file import Connection, Mended, network_file_system
+from .place import check_place
+from .recovery import Recovery
+
+__all__ = ["SQLiteOutbox"]
 
 _SELECT = f"SELECT {', '.join(Entry.__dataclass_fields__)} FROM katalys_outbox "  # noqa: S608 - our own names
 
-# An update waits for what was recorded before it; behind a dead conversion too, until a person has revived it.
-_DUE = """
-SELECT id FROM katalys_outbox WHERE state = 'pending' AND {attempts} AND {due}
+_HOLDS_BACK = " OR ".join(
+    f"older.state = '{state.value}' AND older.kind = '{kind.value}'" for state, kind in HOLDING_BACK
+)
+
+_DUE = f"""
+SELECT id FROM katalys_outbox WHERE state = 'pending' AND attempts {{tried}} AND due_at {{due}}
 AND NOT EXISTS (
     SELECT 1 FROM katalys_outbox AS older
-    WHERE older.order_id = katalys_outbox.order_id AND older.id < katalys_outbox.id
-    AND (older.state = 'pending' OR (older.state = 'dead' AND older.kind = 'conversion'))
+    WHERE older.order_id = katalys_outbox.order_id AND older.id < katalys_outbox.id AND ({_HOLDS_BACK})
 )
 ORDER BY due_at, id LIMIT :limit
-"""
-_FRESH, _TRIED = "attempts = 0", "attempts > 0"
-_NOW, _AFTER_A_JUMP = "due_at <= :now", f"due_at > :now + {LONGEST_DELAY}"
+"""  # noqa: S608 - our own names
 
-# A claimed row is due again when its lease ends, so the relay never has to step over the rows in hand.
+# A claimed row is due again when its lease ends, so the relay never has to step over the rows that are claimed.
 _CLAIM = """
 UPDATE katalys_outbox SET attempts = attempts + 1, due_at = ?, leased_until = ?, lease_token = ? WHERE id = ?
 """
@@ -73,30 +82,42 @@ FROM katalys_outbox
 
 
 class SQLiteOutbox:
-    """An :class:`~katalys_wsgi.outbox.Outbox` in the file ``path``, made at first use, readable by its owner only.
+    """An :class:`~katalys_wsgi.outbox.Archive` in the file ``path``, made at first use, readable by its owner only.
 
     :param clock: seconds since 1970.
-    :raises ConfigurationError: the directory of the file does not exist, is not writable or is on a network.
+    :param events: where damage of the file is reported; in the log only, unless given.
+    :raises ConfigurationError: the directory of the file does not exist, is not writable or is on a network, or this
+        is not a POSIX system.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Callable[[], float] = time.time,
+        events: Events | None = None,
+    ) -> None:
         self.path = Path(path).absolute()  # a later chdir must not start a second outbox
-        _check_directory(self.path)
+        check_place(self.path)
         self._clock = clock
-        self._store = PerProcess(lambda: Connection(self.path))
+        self._events = events or Events()
+        self._store = PerProcess(lambda: Connection(self.path, self._report))
 
     def __repr__(self) -> str:
         return f"SQLiteOutbox({str(self.path)!r})"
+
+    def _report(self, recovery: Recovery) -> None:
+        self._events.emit("outbox_damaged", quarantined_as=str(recovery.quarantined_as), rows_saved=recovery.rows_saved)
 
     def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
         """See :meth:`Outbox.add <katalys_wsgi.outbox.Outbox.add>`.
 
         :raises UnusableConnection: ``connection`` was given: this file is not the shop's database.
         """
-        _refuse(connection)
+        refuse_connection(connection)
         try:
             return self._add(postback, problems)
-        except Mended:
+        except Recovered:
             return self._add(postback, problems)
 
     def _add(self, postback: Postback, problems: Sequence[str]) -> Added:
@@ -113,14 +134,20 @@ class SQLiteOutbox:
             entry_id = row.pop("id")
             added = added_again(postback, problems, **row)
             if added is Added.REPLACED:
-                _update(db, revived_columns(postback, now) | {"clicked_at": postback.clicked_at}, id=entry_id)
+                _update(db, revived_columns(postback, now), id=entry_id)
             return added
 
     def claim(self, limit: int, lease: float) -> list[Entry]:
-        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`; retries take at most half while others wait."""
+        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`."""
         now, token = self._clock(), secrets.token_hex(8)
         with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
-            ids = _due_ids(db, now, limit)
+
+            def due(*, tried: bool, after_jump: bool, most: int) -> list[int]:
+                when = f"> :now + {LONGEST_DELAY}" if after_jump else "<= :now"
+                statement = _DUE.format(tried="> 0" if tried else "= 0", due=when)
+                return [row["id"] for row in db.execute(statement, {"now": now, "limit": most})]
+
+            ids = share_of_retries(due, limit)
             db.executemany(_CLAIM, [(now + lease, now + lease, token, entry_id) for entry_id in ids])
             return [entry for entry_id in ids for entry in _entries(db, "WHERE id = ?", entry_id)]
 
@@ -134,13 +161,16 @@ class SQLiteOutbox:
             )
 
     def history(self, order_id: str, *, connection: Any = None) -> list[Entry]:
-        """See :meth:`Outbox.history <katalys_wsgi.outbox.Outbox.history>`; raises as :meth:`add` does."""
-        _refuse(connection)
+        """See :meth:`Outbox.history <katalys_wsgi.outbox.Outbox.history>`.
+
+        :raises UnusableConnection: ``connection`` was given: this file is not the shop's database.
+        """
+        refuse_connection(connection)
         with self._store.get().reading(PATIENCE_IN_REQUEST) as db:
             return _entries(db, "WHERE order_id = ? ORDER BY id", order_id)
 
     def entries(self, state: State | None = None, *, limit: int = 100) -> list[Entry]:
-        """See :meth:`Outbox.entries <katalys_wsgi.outbox.Outbox.entries>`."""
+        """See :meth:`Archive.entries <katalys_wsgi.outbox.Archive.entries>`."""
         with self._store.get().reading(PATIENCE_IN_RELAY) as db:
             return _entries(
                 db,
@@ -150,30 +180,27 @@ class SQLiteOutbox:
             )
 
     def failing(self, *, limit: int = 100) -> list[Entry]:
-        """See :meth:`Outbox.failing <katalys_wsgi.outbox.Outbox.failing>`."""
+        """See :meth:`Archive.failing <katalys_wsgi.outbox.Archive.failing>`."""
         with self._store.get().reading(PATIENCE_IN_RELAY) as db:
             return _entries(db, "WHERE state = 'pending' AND attempts > 0 ORDER BY due_at, id LIMIT ?", limit)
 
     def with_payload(self) -> Iterator[Entry]:
-        """See :meth:`Outbox.with_payload <katalys_wsgi.outbox.Outbox.with_payload>`."""
-        found: list[Entry] = []
-        while True:
-            after = found[-1].id if found else 0
-            with self._store.get().reading(PATIENCE_IN_RELAY) as db:
-                found = _entries(db, "WHERE id > ? AND payload IS NOT NULL ORDER BY id LIMIT 1000", after)
-            if not found:
-                return
-            yield from found
+        """See :meth:`Archive.with_payload <katalys_wsgi.outbox.Archive.with_payload>`."""
+        return paged(self._page_with_payload)
+
+    def _page_with_payload(self, after: int) -> list[Entry]:
+        with self._store.get().reading(PATIENCE_IN_RELAY) as db:
+            return _entries(db, "WHERE id > ? AND payload IS NOT NULL ORDER BY id LIMIT ?", after, PAGE)
 
     def revive(self, entry: Entry, postback: Postback) -> bool:
-        """See :meth:`Outbox.revive <katalys_wsgi.outbox.Outbox.revive>`."""
+        """See :meth:`Archive.revive <katalys_wsgi.outbox.Archive.revive>`."""
         with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
             if _entries(db, "WHERE key = ? AND id <> ?", postback.key, entry.id):
                 return False
-            return bool(_update(db, revived_columns(postback, self._clock()), id=entry.id, state="dead"))
+            return bool(_update(db, revived_columns(postback, self._clock()), id=entry.id, state=State.DEAD.value))
 
     def forget(self, entries: Iterable[Entry]) -> int:
-        """See :meth:`Outbox.forget <katalys_wsgi.outbox.Outbox.forget>`."""
+        """See :meth:`Archive.forget <katalys_wsgi.outbox.Archive.forget>`."""
         now = self._clock()
         with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
             return sum(
@@ -196,7 +223,7 @@ class SQLiteOutbox:
         return deleted
 
     def statistics(self) -> Statistics:
-        """See :meth:`Outbox.statistics <katalys_wsgi.outbox.Outbox.statistics>`."""
+        """See :meth:`Archive.statistics <katalys_wsgi.outbox.Archive.statistics>`."""
         with self._store.get().reading(PATIENCE_IN_RELAY) as db:
             return Statistics(**db.execute(_STATISTICS, {"now": self._clock()}).fetchone())
 
@@ -205,13 +232,6 @@ class SQLiteOutbox:
         connection = self._store.peek()
         if connection is not None:
             connection.close()
-
-
-def _refuse(connection: object) -> None:
-    if connection is not None:
-        raise UnusableConnection(
-            "connection= needs the outbox in the shop's database: set outbox to its SQLAlchemy URL"
-        )
 
 
 def _insert(db: sqlite3.Connection, columns: dict[str, Any]) -> int:
@@ -234,35 +254,3 @@ def _update(db: sqlite3.Connection, columns: dict[str, Any], **where: object) ->
 
 def _entries(db: sqlite3.Connection, where: str, *values: object) -> list[Entry]:
     return [Entry.from_row(dict(row)) for row in db.execute(_SELECT + where, values)]
-
-
-def _due_ids(db: sqlite3.Connection, now: float, limit: int) -> list[int]:
-    """What to claim: new rows first, but retries get up to half, and what a clock jump left behind the rest."""
-
-    def due(attempts: str, when: str, most: int) -> list[int]:
-        rows = db.execute(_DUE.format(attempts=attempts, due=when), {"now": now, "limit": most})
-        return [row["id"] for row in rows]
-
-    fresh = due(_FRESH, _NOW, limit)
-    tried = due(_TRIED, _NOW, limit - min(len(fresh), limit - limit // 2))
-    ids = fresh[: limit - len(tried)] + tried
-    for attempts in (_FRESH, _TRIED):
-        if len(ids) < limit:
-            ids += due(attempts, _AFTER_A_JUMP, limit - len(ids))
-    return ids
-
-
-def _check_directory(path: Path) -> None:
-    """Tell at start-up what would otherwise be told at the first sale."""
-    network = network_file_system(path.parent)
-    if not path.parent.is_dir():
-        fault = "does not exist; create it"
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        fault = "is not writable for this user; change that"
-    elif network:
-        # https://sqlite.org/faq.html#q5: file locking of many network file systems does not work.
-        fault = f"lies on {network}, where SQLite is not safe; use a local disk"
-    else:
-        return
-    elsewhere = "or set outbox (KATALYS_OUTBOX) to another place, such as /var/lib/shop/katalys-outbox.db."
-    raise ConfigurationError(f"The outbox's directory {path.parent} {fault}, {elsewhere}")

@@ -1,9 +1,11 @@
-"""The collector answers as Katalys' specification says, keeps what it received, and misbehaves when told to."""
+"""The collector: answers as Katalys' specification says, keeps what it received, and fails on request."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,28 +18,39 @@ from urllib.parse import parse_qsl
 from webob import Request, Response
 
 from ..conversion.wire import wire_problems
-from .misbehaviour import Misbehaviour, response, turns
+from .answer import response
+from .misbehaviour import Misbehaviour
 from .page import listing
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+__all__ = ["ENDPOINT_PATH", "Collector", "Received"]
+
+#: The endpoint's path, from Katalys' specification.
 ENDPOINT_PATH = "/v2/_tr_offline"
 
 _JSON = "application/json"
 _FORM = "application/x-www-form-urlencoded"
 
-#: A conversion carries them all, an order update never does.
+#: A conversion has all of these fields, an order update never does.
 _OF_A_CONVERSION = {"email_address", "sale_amount", "subtotal_amount", "client_ip"}
 
 
 @dataclass(frozen=True)
 class Received:
-    """One request that reached the endpoint, and what the collector thinks of it.
+    """One request that reached the endpoint, and the collector's verdict.
 
-    ``fields`` are in the order of arrival, numbers as they were written. ``status`` is the answer, None while
-    there is none, and for ever if the request was hung, dripped at or reset. ``duplicate`` says that the same
-    conversion, or the very same update, was seen before, whatever was answered then.
+    :ivar method: of the request, such as ``POST``.
+    :ivar content_type: in lower case and without parameters, empty when there is none.
+    :ivar headers: all of the request's headers.
+    :ivar body: the request's body as it was sent.
+    :ivar fields: the message in the order of arrival, numbers as they were written; empty if it is unreadable.
+    :ivar received_at: when, in UTC.
+    :ivar status: the answer's status code; None before the answer begins, and for good if the request was left
+        hanging, was answered with dripping headers, or its connection was reset.
+    :ivar problems: what is wrong with the message, one string for each problem.
+    :ivar duplicate: the same conversion, or the very same update, was received before, whatever the answer was then.
     """
 
     method: str
@@ -72,7 +85,7 @@ class Received:
         return "attributable"
 
     def row(self) -> dict[str, Any]:
-        """Return everything as JSON types."""
+        """Return every attribute, and the verdict, as types that JSON has."""
         return vars(self) | {
             "headers": dict(self.headers),
             "body": self.body.decode("utf-8", "replace"),
@@ -80,23 +93,18 @@ class Received:
             "verdict": self.verdict,
         }
 
-    def _identity(self) -> tuple[object, ...] | None:
-        site, order = self.fields.get("site_id"), self.fields.get("order_id")
-        if not (site and order):
-            return None
-        # "paid" and then "shipped" are two updates of one order, not the same message twice.
-        return site, order, frozenset(self.fields.items()) if self.is_update else "conversion"
-
 
 class Collector:
-    """The WSGI application: Katalys' endpoint ``/v2/_tr_offline``, a listing at ``/`` and ``/received.json``.
+    """The WSGI application: Katalys' endpoint ``/v2/_tr_offline``, a listing at ``/``, and ``/received.json``.
 
-    POST answers 204 when the message was parsed correctly and 400 with the reasons otherwise; GET always
-    answers 204. With ``site_id``, messages for another site are a fault. Safe to use from several threads.
+    As in Katalys' specification, POST answers 204 when the message was parsed correctly, and GET always does. Other
+    POSTs are answered 400, with every problem. Safe to use from several threads.
+
+    :param site_id: the only site whose messages are correct; None accepts every site's.
     """
 
     def __init__(self, *, site_id: str | None = None) -> None:
-        self.site_id = site_id
+        self.site_id: str | None = site_id
         self._changed = threading.Condition()
         self._released = threading.Event()
         self._turns: Iterator[Misbehaviour | None] = iter(())
@@ -109,7 +117,7 @@ class Collector:
 
     @property
     def received(self) -> tuple[Received, ...]:
-        """Every request that reached the endpoint, oldest first, those answered by misbehaviour included."""
+        """Every request that reached the endpoint, oldest first; also those that met a misbehaviour."""
         with self._changed:
             return tuple(self._received.values())
 
@@ -121,24 +129,26 @@ class Collector:
     def misbehave(
         self, behaviour: Misbehaviour, *, times: int | None = None, share: float = 1.0, seed: int = 0
     ) -> None:
-        """Answer the next ``times`` requests (None: all, until told otherwise) with ``behaviour``.
+        """Answer requests with a misbehaviour from now on; it replaces the one before.
 
-        With ``share``, each request is met by it with that probability; the same ``seed`` picks the same
-        requests. A second call replaces the first.
+        :param times: how many requests meet it; None means all, until :meth:`behave` or the next call.
+        :param share: the probability with which a request meets it, from 0 to 1.
+        :param seed: the same seed picks the same requests.
+        :raises ValueError: ``share`` is not from 0 to 1.
         """
         if not 0 <= share <= 1:
-            raise ValueError(f"share is {share}; give a part of the requests, from 0 to 1")
+            raise ValueError(f"share is {share}; give the part of the requests that it meets, from 0 to 1")
         with self._changed:
-            self._turns = turns(behaviour, times, share, seed)
+            self._turns = _turns(behaviour, times, share, seed)
 
     def behave(self) -> None:
-        """Answer correctly from now on, and let hanging requests go."""
+        """Answer correctly from now on, and end the requests that hang."""
         with self._changed:
             self._turns = iter(())
             self.release()
 
     def release(self) -> None:
-        """Let hanging, slow and dripping requests go; what was told to misbehave still does."""
+        """End the requests that hang, drip or are late; a misbehaviour that was asked for goes on."""
         with self._changed:
             self._released.set()
             self._released = threading.Event()
@@ -151,9 +161,10 @@ class Collector:
             self._accepted_count = 0
 
     def wait_for(self, count: int, timeout: float = 10.0) -> tuple[Received, ...]:
-        """Return what was accepted, as soon as that is at least ``count``.
+        """Wait until so many messages were accepted, and return all that were, oldest first.
 
-        Raises TimeoutError after ``timeout`` seconds; its text says what was received instead.
+        :param timeout: seconds.
+        :raises TimeoutError: there were fewer; the message lists what was received instead.
         """
         with self._changed:
             if self._changed.wait_for(lambda: self._accepted_count >= count, timeout):
@@ -162,6 +173,7 @@ class Collector:
             raise TimeoutError(f"{self._accepted_count} of {count} accepted in {timeout} s. Received: {seen}")
 
     def _answer(self, request: Request) -> Response:
+        """Answer the endpoint, or one of the two views of what it received."""
         path = request.environ.get("PATH_INFO")
         if path == ENDPOINT_PATH:
             return self._collect(request)
@@ -175,6 +187,7 @@ class Collector:
         return response(200, json.dumps(rows, indent=2).encode(), {"Content-Type": _JSON})
 
     def _collect(self, request: Request) -> Response:
+        """Keep a message, then answer it; a misbehaviour may take long, or raise and leave no status."""
         number, received, misbehaviour, released = self._file(_read(request, self.site_id))
         answer = misbehaviour.act(request.environ, released) if misbehaviour else None
         answer = answer or _correct(received)
@@ -182,9 +195,9 @@ class Collector:
         return answer
 
     def _file(self, received: Received) -> tuple[int, Received, Misbehaviour | None, threading.Event]:
-        """Keep it before anything is answered: a test that has its answer must find it here."""
+        """Keep a request before it is answered: a test that has the answer must find the request here."""
         with self._changed:
-            identity = received._identity()
+            identity = _identity(received)
             if identity:
                 received = replace(received, duplicate=identity in self._seen)
                 self._seen.add(identity)
@@ -193,6 +206,7 @@ class Collector:
             return number, received, next(self._turns, None), self._released
 
     def _settle(self, number: int, status: int) -> None:
+        """Note the answer, and wake whoever waits for it."""
         with self._changed:
             if number in self._received:  # else clear() came in between
                 received = self._received[number] = replace(self._received[number], status=status)
@@ -200,7 +214,27 @@ class Collector:
                 self._changed.notify_all()
 
 
+def _turns(behaviour: Misbehaviour, times: int | None, share: float, seed: int) -> Iterator[Misbehaviour | None]:
+    """Yield, request by request, the misbehaviour that it meets."""
+    chance = random.Random(seed)  # noqa: S311 - picks requests, and the same ones each time
+    left = math.inf if times is None else times
+    while left > 0:
+        hit = chance.random() < share
+        left -= hit
+        yield behaviour if hit else None
+
+
+def _identity(received: Received) -> tuple[object, ...] | None:
+    """What two requests have in common that say the same; None when nothing can be compared."""
+    site, order = received.fields.get("site_id"), received.fields.get("order_id")
+    if not (site and order):
+        return None
+    # "paid" and then "shipped" are two updates of one order, not the same message twice.
+    return site, order, frozenset(received.fields.items()) if received.is_update else "conversion"
+
+
 def _read(request: Request, site_id: str | None) -> Received:
+    """Read a request whatever it holds; what is wrong with it becomes its problems."""
     body = request.body_file.read()  # request.body would put more than 10 KiB into a temporary file
     fields, problems = _understand(request, body)
     if site_id and fields.get("site_id", site_id) != site_id:
@@ -217,6 +251,7 @@ def _read(request: Request, site_id: str | None) -> Received:
 
 
 def _understand(request: Request, body: bytes) -> tuple[dict[str, str], list[str]]:
+    """The message's fields, as far as they are strings or numbers, and its problems."""
     try:
         pairs = _pairs(request, body)
     except (ValueError, RecursionError) as error:
@@ -228,6 +263,11 @@ def _understand(request: Request, body: bytes) -> tuple[dict[str, str], list[str
 
 
 def _pairs(request: Request, body: bytes) -> Sequence[tuple[str, object]]:
+    """The message's keys and values in the order of arrival, a key as often as it is there.
+
+    :raises ValueError: it is not in one of the specification's three encodings.
+    :raises RecursionError: JSON that is nested too deeply.
+    """
     if request.method == "GET":
         return _form(request.query_string.encode("latin-1"))
     if request.method != "POST":
@@ -240,14 +280,16 @@ def _pairs(request: Request, body: bytes) -> Sequence[tuple[str, object]]:
 
 
 def _form(raw: bytes) -> list[tuple[str, str]]:
+    """Decode a form, strictly: UTF-8 and at most 1000 fields."""
     return parse_qsl(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
 
 
 def _object(raw: bytes) -> tuple[tuple[str, object], ...]:
+    """Decode a JSON object."""
     # Objects become tuples of pairs, so that a key given twice is seen; numbers stay as they were written.
     decoded = json.loads(raw.decode(), object_pairs_hook=tuple, parse_int=str, parse_float=str, parse_constant=_refuse)
     if not isinstance(decoded, tuple):
-        raise ValueError("the body is no JSON object")  # noqa: TRY004 -- the bytes are at fault, not a type of ours
+        raise ValueError("the body is not a JSON object")  # noqa: TRY004 - wrong bytes, not a wrong type of ours
     return decoded
 
 
@@ -265,10 +307,12 @@ def _correct(received: Received) -> Response:
 
 
 def _encode(text: str) -> bytes:
-    # JSON can say "\ud800", which is no character and has no UTF-8.
+    """Encode whatever a message may hold."""
+    # JSON can contain a lone surrogate, which cannot be encoded in UTF-8.
     return text.encode("utf-8", "backslashreplace")
 
 
 def _summary(received: Received) -> str:
+    """One request in a line, for the message of a wait that failed."""
     order = received.fields.get("order_id")
     return f"{received.method} of order {order!r} answered {received.status}, {received.verdict}"

@@ -1,4 +1,4 @@
-"""``katalys-wsgi demo``: a small shop, a scripted shopper, and the sandbox in the part of Katalys."""
+"""``katalys-wsgi demo``: a small shop and a scripted shopper, with the sandbox in place of Katalys."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ from .server import Sandbox
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+__all__ = ["EXPECTED", "LINK", "SITE_ID", "USER_AGENT", "Shop", "run"]
+
+#: The affiliate's link of Katalys' specification.
 LINK = "/page1?utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"
+#: The shop's tracking ID.
 SITE_ID = "KA-0DEMO00"
+
+#: The scripted shopper's browser.
 USER_AGENT = "Mozilla/5.0 (katalys-wsgi demo)"
 
 #: What must arrive of the scripted shopper's order: the specification's twelve keys, and the line item's three.
@@ -62,7 +68,10 @@ _BUY = """<p>A kettle, 59.90 with tax and shipping.</p>
 
 
 class Shop:
-    """A WSGI shop that sells kettles; ``conversions`` of an affiliate's shoppers go to Katalys."""
+    """A WSGI shop that sells kettles, and reports the orders of an affiliate's shoppers to Katalys.
+
+    :param tracker: records the orders; the shop has to be wrapped in its :class:`~katalys_wsgi.ClickMiddleware`.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
@@ -70,15 +79,17 @@ class Shop:
         self._lock = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a request."""
+        """Sell a kettle to a POST; show the product page for every other request."""
         request = Request(environ)
         page = self._checkout(request) if request.method == "POST" else self._product()
         return page(environ, start_response)
 
     def _product(self) -> Response:
+        """The only product, with a button to buy it."""
         return Response(_PAGE.format(title="The kettle shop", body=_BUY.format(link=escape(LINK))))
 
     def _checkout(self, request: Request) -> Response:
+        """Record the order, and show what became of it."""
         with self._lock:
             order_id = str(next(self._orders))
         record = self._tracker.visit(request).record(
@@ -96,9 +107,11 @@ class Shop:
 
 
 def run(*, once: bool = False, out: Callable[[str], None] = print) -> int:
-    """Play the shopper and tell each step; then, unless ``once``, serve the shop and the sandbox until Ctrl-C.
+    """Play the shopper and print each step; then serve the shop and the sandbox until Ctrl-C.
 
-    :returns: 0 if Katalys received exactly what the shop recorded, else 1.
+    :param once: end after the shopper's order instead.
+    :param out: prints a line.
+    :returns: the exit code: 0 if Katalys received exactly what the shop recorded, else 1.
     """
     delivered = threading.Event()
 
@@ -127,6 +140,7 @@ def run(*, once: bool = False, out: Callable[[str], None] = print) -> int:
 
 
 def _play_the_shopper(shop: str, out: Callable[[str], None]) -> None:
+    """Follow the link, look at another page, buy."""
     out(f"1. A shopper follows an affiliate's link to the shop:\n     GET {LINK}")
     set_cookie = _ask(shop, "GET", LINK)
     out(f"   The shop answers as always; the middleware adds one header:\n     Set-Cookie: {set_cookie}")
@@ -139,9 +153,13 @@ def _play_the_shopper(shop: str, out: Callable[[str], None]) -> None:
 
 
 def _show_received(sandbox: Sandbox, out: Callable[[str], None]) -> bool:
+    """Print the message that the sandbox received.
+
+    :returns: whether it is the only one, with exactly the expected fields in the specification's order.
+    """
     received = sandbox.collector.accepted
     if not received:
-        out("\nKatalys (the sandbox) received nothing. This is a fault; please report it.")
+        out("\nKatalys (the sandbox) received nothing. This is a bug; please report it.")
         return False
     message = received[0]
     how = f"by {message.method} {message.content_type}"
@@ -154,6 +172,7 @@ def _show_received(sandbox: Sandbox, out: Callable[[str], None]) -> bool:
 
 
 def _stay(shop: str, sandbox: Sandbox, out: Callable[[str], None]) -> None:
+    """Print where to click, and wait for Ctrl-C."""
     out(f"\nNow you. The shop:             {shop}{LINK}\n         What Katalys received: {sandbox.url}")
     out("Ctrl-C ends both.")
     try:
@@ -163,7 +182,7 @@ def _stay(shop: str, sandbox: Sandbox, out: Callable[[str], None]) -> None:
 
 
 def _ask(shop: str, method: str, path: str, cookie: str | None = None) -> str | None:
-    """One request of the shopper's browser; returns the Set-Cookie header of the answer."""
+    """Send a request as the shopper's browser does; return the Set-Cookie header of the answer."""
     connection = HTTPConnection(urlsplit(shop).netloc, timeout=10)
     try:
         connection.request(method, path, headers={"User-Agent": USER_AGENT, **({"Cookie": cookie} if cookie else {})})
@@ -181,7 +200,7 @@ class _Quiet(WSGIRequestHandler):
 
 @contextmanager
 def _serving(app: ClickMiddleware) -> Iterator[str]:
-    """Serve ``app`` on a free loopback port; the value is its address."""
+    """Serve ``app`` on a free loopback port; yield its address, such as ``http://127.0.0.1:8080``."""
     with make_server("127.0.0.1", 0, app, handler_class=_Quiet) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()

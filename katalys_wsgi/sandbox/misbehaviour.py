@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import math
-import random
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from http.client import responses
 from typing import TYPE_CHECKING, NoReturn
 
 from webob import Response
 
+from .answer import SOCKET, cut, response
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-#: Where our server keeps the raw socket in the environ; a reset cannot be spelled in WSGI.
-SOCKET = "katalys_wsgi.sandbox.socket"
+__all__ = ["Misbehaviour"]
 
 
 @dataclass(frozen=True)
 class Misbehaviour:
-    """One way to fail, made by the constructors below; hand it to ``Collector.misbehave``.
+    """One way to fail, made by one of the constructors below.
 
-    Hanging, dripping and endless answers last until the client leaves, ``Collector.behave()`` or
-    ``Sandbox.stop()``; then the connection is closed without the rest.
+    Give it to :meth:`~katalys_wsgi.sandbox.collector.Collector.misbehave`. Hanging, dripping and endless answers last
+    until the client leaves, :meth:`~katalys_wsgi.sandbox.collector.Collector.behave` or
+    :meth:`~katalys_wsgi.sandbox.server.Sandbox.stop`; then the connection is closed without the rest.
+
+    :ivar name: describes it in a few words.
+    :ivar act: takes the environ and an event that is set when the request has to end; returns the answer, or None
+        for the correct one, or raises to cut the connection.
     """
 
     name: str
@@ -37,7 +40,10 @@ class Misbehaviour:
 
     @classmethod
     def status(cls, code: int, *, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Misbehaviour:
-        """Answer ``code``, whatever was sent."""
+        """Answer with a status code, whatever was sent.
+
+        :param headers: beside, or in place of, the content type ``text/plain``.
+        """
         return cls(f"status {code}", lambda *_: response(code, body, headers))
 
     @classmethod
@@ -47,17 +53,23 @@ class Misbehaviour:
 
     @classmethod
     def slow(cls, seconds: float) -> Misbehaviour:
-        """Answer correctly after ``seconds``."""
+        """Answer correctly, and so many seconds late."""
         return cls(f"slow by {seconds} s", lambda _, released: _wait(released, seconds))
 
     @classmethod
     def drip_headers(cls, interval: float = 0.2) -> Misbehaviour:
-        """Begin a 204 and send its headers byte by byte, one each ``interval`` seconds, without end."""
+        """Begin a 204 and send its headers byte by byte, without end.
+
+        :param interval: seconds between two bytes.
+        """
         return cls(f"drip headers each {interval} s", partial(_drip_headers, interval=interval))
 
     @classmethod
     def drip_body(cls, interval: float = 0.2, *, status: int = 200) -> Misbehaviour:
-        """Answer ``status`` with a body sent byte by byte, one each ``interval`` seconds, without end."""
+        """Answer ``status`` with a body sent byte by byte, without end.
+
+        :param interval: seconds between two bytes.
+        """
         return cls(f"drip body each {interval} s", lambda _, released: _endless(status, b".", released, interval))
 
     @classmethod
@@ -76,31 +88,8 @@ class Misbehaviour:
         return cls("gzip bomb", lambda *_: response(status, _bomb(), {"Content-Encoding": "gzip"}))
 
 
-def turns(behaviour: Misbehaviour, times: int | None, share: float, seed: int) -> Iterator[Misbehaviour | None]:
-    """Yield, request by request, the misbehaviour it meets."""
-    chance = random.Random(seed)  # noqa: S311 -- nobody has to be unable to guess it
-    left = math.inf if times is None else times
-    while left > 0:
-        hit = chance.random() < share
-        left -= hit
-        yield behaviour if hit else None
-
-
-def response(code: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Response:
-    """Make an answer of plain text, unless ``headers`` say otherwise."""
-    status = f"{code} {responses.get(code, 'Unknown')}"
-    answer = Response(status=status, body=body, content_type="text/plain", charset="UTF-8")
-    answer.headers.update((headers or {}).items())
-    return answer
-
-
 def _wait(released: threading.Event, seconds: float | None = None) -> None:
     released.wait(seconds)
-
-
-def cut() -> NoReturn:
-    """End the connection here: our server hangs up on whatever raises, and is silent about an OSError."""
-    raise ConnectionAbortedError("cut off by the sandbox")
 
 
 def _hang(_: WSGIEnvironment, released: threading.Event) -> NoReturn:

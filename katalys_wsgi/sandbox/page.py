@@ -1,10 +1,12 @@
-"""The sandbox's listing: what was received, newest first, as HTML."""
+"""The sandbox's page: a table of what was received, newest first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+__all__ = ["listing"]
 
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -20,7 +22,11 @@ th, td { border-bottom: 1px solid #ccc; padding: .4em .8em; text-align: left; ve
 
 
 def listing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a page of ``rows``, each a ``Received.row()``, oldest first; every value is escaped."""
+    """Return the page as HTML.
+
+    :param rows: what :meth:`~katalys_wsgi.sandbox.collector.Received.row` returns for each request, oldest first.
+        Every value is escaped: it may come from anyone.
+    """
     if not rows:
         return _HEAD + "<p>Nothing received yet.</p>\n"
     head = _line("th", ("Received", "Order", "Type", "Method", "Answered", "Verdict", "Fields"))
@@ -28,6 +34,7 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(row: Mapping[str, Any]) -> str:
+    """One request as a row of the table."""
     fields: Mapping[str, str] = row["fields"]
     return _line(
         "td",
@@ -44,5 +51,6 @@ def _row(row: Mapping[str, Any]) -> str:
 
 
 def _line(tag: str, values: Iterable[object]) -> str:
+    """A row of cells, ``tag`` being ``th`` or ``td``; a line break stays one."""
     cells = (escape(str(value)).replace("\n", "<br>") for value in values)
     return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>\n"

@@ -1,4 +1,4 @@
-"""The sandbox's own HTTP server on loopback; dripping headers and a reset cannot be spelled in WSGI."""
+"""The sandbox's HTTP server on loopback. It is our own because WSGI cannot express dripping headers or a reset."""
 
 from __future__ import annotations
 
@@ -15,27 +15,36 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from .answer import SOCKET, cut
 from .collector import ENDPOINT_PATH, Collector
-from .misbehaviour import SOCKET, cut
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-class Sandbox:
-    """Serves a ``Collector`` over HTTP/1.1 from a daemon thread: ``with Sandbox() as sandbox: ...``.
+__all__ = ["Sandbox"]
 
-    Port 0 takes a free one at the first start; a sandbox stopped and started again keeps it.
+
+class Sandbox:
+    """Serves a collector over HTTP/1.1 from a daemon thread: ``with Sandbox() as sandbox: ...``.
+
+    :param collector: answers the requests; a new one by default.
+    :param host: the address to listen on.
+    :param port: 0 takes a free port at the first start, and keeps it when the sandbox is stopped and started again.
+    :ivar collector: the collector, which knows what was received.
     """
 
     def __init__(self, collector: Collector | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.collector = Collector() if collector is None else collector
+        self.collector: Collector = Collector() if collector is None else collector
         self._host = host
         self._port = port
         self._server: _Server | None = None
 
     def start(self) -> None:
-        """Listen and serve; nothing happens if it does already. Raises OSError if the port is taken."""
+        """Listen and serve; does nothing if it is running already.
+
+        :raises OSError: the port is taken.
+        """
         if self._server is None:
             self._server = _Server((self._host, self._port), self.collector)
             self._port = self._server.server_port
@@ -43,7 +52,10 @@ class Sandbox:
             threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Close every connection, hanging ones included; nothing happens if it is stopped already."""
+        """Close every connection, hanging ones included, within about half a second.
+
+        Does nothing if it is not running.
+        """
         server, self._server = self._server, None
         if server is None:
             return
@@ -63,19 +75,25 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """The listing's address."""
+        """The address of the page that lists what was received.
+
+        :raises RuntimeError: the port is not known before the first start.
+        """
         if not self._port:
             raise RuntimeError("The sandbox has no port yet. Start it first")
         return f"http://{self._host}:{self._port}/"
 
     @property
     def endpoint(self) -> str:
-        """The address to set as ``endpoint``."""
+        """The address for the setting ``endpoint``.
+
+        :raises RuntimeError: the port is not known before the first start.
+        """
         return self.url + ENDPOINT_PATH[1:]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """wsgiref's server, a thread per connection; it knows them, so that it can hang up on all."""
+    """wsgiref's server with a thread for each connection; it knows them, so that it can close them all."""
 
     daemon_threads = True
     request_queue_size = 512  # a burst of senders is queued, not refused
@@ -92,6 +110,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection, then serve it in a thread of its own."""
         self.connections.add(request)
         super().process_request(request, client_address)
 
@@ -102,6 +121,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             self.connections.discard(request)
 
     def server_close(self) -> None:
+        """Stop listening, and close every connection."""
         for each in (self.socket, *self.connections):
             with suppress(OSError):
                 # Unlike a close, this wakes the threads and reaches the copies that forked children hold.
@@ -109,14 +129,15 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is no news
+        """Print the traceback of what a request raised, but for an OSError."""
+        if not isinstance(sys.exc_info()[1], OSError):  # which only means that the client went away
             super().handle_error(request, client_address)
 
 
 class _Connection(WSGIRequestHandler):
     """wsgiref's request handler, but for as many HTTP/1.1 requests as the client sends over one connection.
 
-    Whatever raises ends the connection, with no answer or the part of it that was sent.
+    An exception ends the connection, with no answer or the part of it that was sent.
     """
 
     protocol_version = "HTTP/1.1"
@@ -127,6 +148,7 @@ class _Connection(WSGIRequestHandler):
         BaseHTTPRequestHandler.handle(self)  # the loop that WSGIRequestHandler replaced
 
     def handle_one_request(self) -> None:
+        """Read one request and answer it; a connection that ends before a whole one is closed silently."""
         self.close_connection = True
         self.raw_requestline = self.rfile.readline(65537)
         if self.raw_requestline.endswith(b"\n") and self.parse_request():
@@ -135,7 +157,7 @@ class _Connection(WSGIRequestHandler):
                 self._respond(body)
 
     def log_message(self, *_: object) -> None:
-        pass
+        """Log nothing: the collector knows what came."""
 
     def _whole_body(self) -> bytes | None:
         """Return the body, read to its end because the next request begins there; None if it was refused."""
@@ -147,12 +169,14 @@ class _Connection(WSGIRequestHandler):
         return body if len(body) == int(length) else cut()
 
     def _respond(self, body: bytes) -> None:
+        """Have the collector answer, and send each chunk as it comes."""
         chunks = self.server.collector(self._environ(body), self._start_response)
         self.end_headers()
         for chunk in chunks:
             self.wfile.write(chunk)
 
     def _environ(self, body: bytes) -> WSGIEnvironment:
+        """The request as WSGI has it, with the raw socket beside."""
         environ = self.get_environ()
         for name in ("Content-Type", "Content-Length"):
             if name not in self.headers:  # wsgiref invents them
@@ -171,6 +195,7 @@ class _Connection(WSGIRequestHandler):
     def _start_response(
         self, status: str, headers: list[tuple[str, str]], _: object = None, /
     ) -> Callable[[bytes], object]:
+        """Send the status line and all headers, without the blank line after them."""
         code, _, reason = status.partition(" ")
         self.send_response_only(int(code), reason)
         for name, value in [("Date", self.date_time_string()), *headers]:

@@ -37,7 +37,7 @@ def collector(seconds: float = 0.0) -> Iterator[str]:
 
 
 def main(seconds: float) -> None:
-    """Serve until nobody is there any more."""
+    """Serve until standard input ends, which it does when the parent process is gone."""
     with Sandbox() as sandbox:
         if seconds:
             sandbox.collector.misbehave(Misbehaviour.slow(seconds))

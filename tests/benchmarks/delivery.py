@@ -7,29 +7,33 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 import requests
 
-import katalys_wsgi.delivery  # noqa: F401 - else the first drain would be the one to import it
-from katalys_wsgi import Click, Settings, Tracker
-from katalys_wsgi.conversion.postback import Postback
+import katalys_wsgi.delivery.relay  # noqa: F401 - else the first drain would be the one to import it
+from katalys_wsgi import Tracker
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from tests.support import BUYER_AGENT, BUYER_IP, SECRET, SITE_ID, make_conversion
+from tests.support import SECRET, SITE_ID, make_conversion, make_environ
 
 from .collector import collector
 from .measure import Limit, Plan, Row, paired
 
+#: Concurrent sends of the relay.
 WORKERS = 4
+
+#: Seconds that the slow collector takes to answer.
 SLOW = 0.05
+
+#: With ids as long as Katalys' own.
+LINK = "utm_source=Katalys&transaction_id=102ef7451ec3e20cf1360ef6df7e1e&offer_id=1234&publisher_id=5678"
 
 
 def backlog(plan: Plan) -> Row:
-    """Rows that wait for a relay to come back, against the loop that a script would write."""
+    """A backlog, as after an outage, against the loop that a script would write."""
     rows = plan.pick(400, 50)
     with tempfile.TemporaryDirectory(dir=plan.directory) as directory, collector() as endpoint:
-        payloads = _record(Path(directory, "full.db"), rows)
+        payloads = _record(directory, endpoint, rows)
 
         def ours() -> float:
             with _backlog(directory, endpoint) as tracker:
@@ -50,7 +54,7 @@ def backlog(plan: Plan) -> Row:
         f"draining {rows} rows",
         "a loop of requests.Session().post by one thread",
         [theirs / ours for ours, theirs in times],
-        limit=Limit(1.0, at_least=True),
+        limit=Limit(1.0, at_least=True),  # durable, and no slower than the loop, which forgets all when it is killed
         details={
             "ours": f"{rows / sorted(ours for ours, _ in times)[len(times) // 2]:.0f} rows/s",
             "theirs": f"{rows / sorted(theirs for _, theirs in times)[len(times) // 2]:.0f} rows/s",
@@ -62,7 +66,7 @@ def slow_collector(plan: Plan) -> Row:
     """Four workers wait for four answers at a time, if nothing else makes them wait."""
     rows = plan.pick(160, 16)
     with tempfile.TemporaryDirectory(dir=plan.directory) as directory, collector(SLOW) as endpoint:
-        _record(Path(directory, "full.db"), rows)
+        _record(directory, endpoint, rows)
         rates = []
         for _ in range(plan.pick(3, 1)):
             with _backlog(directory, endpoint) as tracker:
@@ -71,44 +75,45 @@ def slow_collector(plan: Plan) -> Row:
         "draining, slow collector",
         f"{WORKERS} workers / {SLOW * 1000:.0f} ms",
         [rate / (WORKERS / SLOW) for rate in rates],
-        limit=Limit(0.85, at_least=True),
+        limit=Limit(0.85, at_least=True),  # the rest may go into claims and commits between the answers
         details={"ours": f"{sorted(rates)[len(rates) // 2]:.1f} rows/s"},
     )
 
 
-def _record(path: Path, rows: int) -> list[str]:
-    """Fill an outbox; every drain begins with a copy of it. Returns the payloads."""
-    click = Click("102ef7451ec3e20cf1360ef6df7e1e", "1234", "5678", datetime.now(timezone.utc))
-    outbox = SQLiteOutbox(path)
-    payloads = []
-    for number in range(rows):
-        postback = Postback.from_conversion(
-            make_conversion(f"1{number:08}"),
-            site_id=SITE_ID,
-            conversion_type="force_convert",
-            click=click,
-            client_ip=BUYER_IP,
-            user_agent=BUYER_AGENT,
-        )
-        outbox.add(postback)
-        payloads.append(postback.payload)
-    outbox.close()
-    return payloads
-
-
-@contextmanager
-def _backlog(directory: str, endpoint: str) -> Iterator[Tracker]:
-    path = Path(directory, "outbox.db")
-    shutil.copyfile(Path(directory, "full.db"), path)
-    settings = Settings(
+def _tracker(path: Path, endpoint: str) -> Tracker:
+    return Tracker(
         site_id=SITE_ID,
-        secret_key=SECRET,  # type: ignore[arg-type] # Settings converts
+        secret_key=SECRET,
         endpoint=endpoint,
         outbox=f"{path}",
         delivery="external",
         delivery_workers=WORKERS,
     )
-    tracker = Tracker(settings)
+
+
+def _record(directory: str, endpoint: str, rows: int) -> list[str]:
+    """Fill the outbox that every drain begins with a copy of. Returns the payloads."""
+    path = Path(directory, "full.db")
+    tracker = _tracker(path, endpoint)
+    for number in range(rows):
+        tracker.visit(make_environ(LINK)).record(make_conversion(f"1{number:08}"))
+    tracker.close()
+    outbox = SQLiteOutbox(path)
+    payloads = [entry.payload or "" for entry in outbox.with_payload()]
+    outbox.close()
+    if len(payloads) != rows:
+        raise AssertionError(f"{len(payloads)} of {rows} recorded")
+    return payloads
+
+
+@contextmanager
+def _backlog(directory: str, endpoint: str) -> Iterator[Tracker]:
+    """A tracker with a full outbox; what a drain loads is loaded already."""
+    path = Path(directory, "outbox.db")
+    tracker = _tracker(path, endpoint)
+    tracker.drain()
+    tracker.close()
+    shutil.copyfile(Path(directory, "full.db"), path)
     try:
         yield tracker
     finally:

@@ -3,7 +3,7 @@
 On a shared machine a time means little and a ratio inside one run means something, if both sides met the same
 machine. So the contenders take turns, batch by batch. Whatever else runs can only make a batch slower, so within a
 round the best of each contender's batches counts. A whole round may still be a bad one: the median over the rounds
-is the figure, and the quartiles are shown beside it.
+is the figure, and the quartiles are shown beside it. Each row states its limit where it is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Batch = Callable[[], float]
 
 
 class Skipped(Exception):
-    """A row cannot be measured here; the text says why."""
+    """A row cannot be measured here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Limit:
-    """What design.md section 9 asks of a value."""
+    """What a value may be at most, or must be at least."""
 
     bound: float
     at_least: bool = False
@@ -48,6 +48,7 @@ class Limit:
         return f"{'≥' if self.at_least else '≤'} {self.bound:g}"
 
     def holds(self, value: float) -> bool:
+        """Whether the value keeps the limit."""
         return value >= self.bound if self.at_least else value <= self.bound
 
 
@@ -65,6 +66,7 @@ class Row:
 
     @property
     def value(self) -> float | None:
+        """The median over the rounds; None without rounds."""
         return median(self.values) if self.values else None
 
     @property
@@ -79,6 +81,7 @@ class Row:
         return None if self.limit is None or self.value is None else self.limit.holds(self.value)
 
     def as_json(self) -> dict[str, Any]:
+        """Everything, as types that JSON has."""
         return {
             "title": self.name,
             "against": self.against,
@@ -100,10 +103,10 @@ def paired(contenders: Sequence[Batch], *, rounds: int, passes: int) -> list[tup
 def _round(contenders: Sequence[Batch], passes: int) -> tuple[float, ...]:
     times: list[list[float]] = [[] for _ in contenders]
     gc.collect()
-    gc.disable()  # as timeit does: whose turn it is when the collector runs is chance
+    gc.disable()  # as timeit does: in whose batch the collector runs is chance
     try:
         for turn in range(passes):
-            # Whoever comes first after somebody else finds the caches cold, so the order turns as well.
+            # The first one after another contender finds the caches cold, so the order turns as well.
             for place in range(len(contenders)):
                 index = (turn + place) % len(contenders)
                 times[index].append(contenders[index]())

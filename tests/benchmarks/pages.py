@@ -43,7 +43,7 @@ def shop(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes
 
 
 class NaiveClickMiddleware:
-    """The recipe one would write in an afternoon with WebOb and itsdangerous; keeps none of the rules of section 5."""
+    """The recipe one would write in an afternoon with WebOb and itsdangerous; it ignores caches and stuffed clicks."""
 
     def __init__(self, app: Application, secret_key: str) -> None:
         self.app = app
@@ -70,26 +70,30 @@ class NaiveClickMiddleware:
             httponly=True,
             samesite="Lax",
         )
-        return response(environ, start_response)  # type: ignore[no-any-return] # WebOb's stubs
+        return response(environ, start_response)
 
 
 def pass_through(plan: Plan) -> Row:
     """A request without click and cookie."""
     try:
         from whitenoise import WhiteNoise
-    except ImportError as fault:
-        raise Skipped(f"{fault}; pip install whitenoise") from None
+    except ImportError as error:
+        raise Skipped(f"{error}; pip install whitenoise") from None
     with tempfile.TemporaryDirectory(dir=plan.directory) as static:
         Path(static, "logo.txt").write_text("logo", encoding="ascii")
         peer = WhiteNoise(shop, root=static, autorefresh=False)
-    return _added_time(plan, "pass-through", "WhiteNoise's added time on a miss", 0.8, peer, _browsing)
+    # Every page of a shop pays this, so it has to cost less than a middleware that shops already accept.
+    return _added_time(plan, "pass-through", "WhiteNoise's added time on a miss", peer, _browsing, Limit(0.8))
 
 
 def landing(plan: Plan) -> Row:
     """A request that brings a click; another transaction_id each time, so that nothing can be remembered."""
     warnings.filterwarnings("ignore", "datetime.datetime.utcnow", DeprecationWarning)  # of WebOb's set_cookie
     peer = NaiveClickMiddleware(shop, SECRET)
-    return _added_time(plan, "landing", "WebOb GET, itsdangerous, set_cookie, get_response", 0.35, peer, _landings)
+    # About a third of what the shop would pay without us, although every rule about clicks is kept.
+    return _added_time(
+        plan, "landing", "WebOb GET, itsdangerous, set_cookie, get_response", peer, _landings, Limit(0.35)
+    )
 
 
 def reading(plan: Plan) -> Row:
@@ -98,12 +102,12 @@ def reading(plan: Plan) -> Row:
     now = datetime.now(timezone.utc)
     values = [cookie.dumps(Click(_transaction_id(), "1234", "5678", now)) for _ in range(CALLS)]
     headers = [f"_ga=GA1.2.1479021.1700000000; katalys_click={value}; session=8c1f0e5b7a" for value in values]
-    serializer = URLSafeSerializer(
-        SECRET, salt=ClickCookie.SALT, signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"}
-    )
+    serializer = URLSafeSerializer(SECRET, signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"})
+    # The same content under the serializer's own salt.
+    signed = [str(serializer.dumps(serializer.loads_unsafe(value)[1])) for value in values]
     if not all(cookie.read(header, now) for header in headers):
         raise AssertionError("a click was not read")
-    if not all(serializer.loads(value) for value in values):
+    if not all(serializer.loads(value) for value in signed):
         raise AssertionError("a value was not loaded")
 
     def ours() -> float:
@@ -114,22 +118,22 @@ def reading(plan: Plan) -> Row:
 
     def theirs() -> float:
         started = time.perf_counter()
-        for value in values:
+        for value in signed:
             serializer.loads(value)
         return time.perf_counter() - started
 
     times = paired([ours, theirs], rounds=plan.pick(15, 3), passes=plan.pick(20, 2))
     return Row(
         "reading the click",
-        "itsdangerous loads of the same value",
+        "itsdangerous loads of the same content",
         [ours / theirs for ours, theirs in times],
-        limit=Limit(1.5),
+        limit=Limit(1.5),  # one signature check is the least that it can cost; the rest is the window and the scan
         details=_each(times, ("ours", "theirs")),
     )
 
 
 def _added_time(
-    plan: Plan, name: str, against: str, bound: float, peer: Application, requests: Callable[[], list[Environ]]
+    plan: Plan, name: str, against: str, peer: Application, requests: Callable[[], list[Environ]], limit: Limit
 ) -> Row:
     tracker = Tracker(site_id=SITE_ID, secret_key=SECRET, outbox=f"{plan.directory}/never-used.db")
     applications: list[Application] = [shop, ClickMiddleware(shop, tracker), peer]
@@ -140,7 +144,7 @@ def _added_time(
         name,
         against,
         [ours / theirs for ours, theirs in added],
-        limit=Limit(bound),
+        limit=limit,
         details=_each(added, ("ours", "theirs")),
     )
 

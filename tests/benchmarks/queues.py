@@ -1,7 +1,7 @@
 """For the reader: the same conversions through other queues, and how many outlive a kill -9 right after queueing.
 
 ``python -m tests.benchmarks.queues KIND DIRECTORY ENDPOINT ORDERS`` queues and prints the seconds it took; whoever
-started it kills it at that word. What is on the disk or reached the endpoint then has survived.
+started it kills it as soon as that is printed. What is on the disk or reached the endpoint then has survived.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from katalys_wsgi.outbox.file import journal_mode
-from tests.support import SECRET, SITE_ID, make_conversion, make_environ
+from tests.support import LINK, SECRET, SITE_ID, make_conversion, make_environ
 
 from .measure import ROOT, Plan, Row
-
-LINK = "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"
 
 
 def survivors(plan: Plan) -> Row:
@@ -70,7 +67,7 @@ def _count_ours(directory: Path) -> int:
 def _huey(directory: Path) -> Any:
     from huey import SqliteHuey
 
-    return SqliteHuey(filename=str(directory / "huey.db"))  # WAL and synchronous=FULL, unless told otherwise
+    return SqliteHuey(filename=str(directory / "huey.db"))  # by default WAL and synchronous=FULL
 
 
 def _queue_huey(directory: Path, _: str, orders: int) -> None:
@@ -107,7 +104,7 @@ def _properties(number: int) -> dict[str, str]:
 
 
 PEERS = {
-    "ours": Peer(f"katalys_wsgi, SQLite ({journal_mode()})", "katalys_wsgi", _queue_ours, _count_ours),
+    "ours": Peer(f"katalys_wsgi, SQLite {sqlite3.sqlite_version}", "katalys_wsgi", _queue_ours, _count_ours),
     "huey": Peer("huey, SQLite (WAL)", "huey", _queue_huey, lambda directory: int(_huey(directory).pending_count())),
     "segment": Peer("segment-analytics-python", "segment", _queue_segment),
     "posthog": Peer("posthog", "posthog", _queue_posthog),
@@ -146,7 +143,7 @@ class _Counter:
 
 @contextmanager
 def _counting_collector() -> Iterator[_Counter]:
-    """Serve what the SDKs believe to be their maker: it counts the events of each batch."""
+    """Serve the endpoint that the SDKs send to; it counts the events of each batch."""
     counter = _Counter()
 
     class Handler(BaseHTTPRequestHandler):
@@ -164,7 +161,7 @@ def _counting_collector() -> Iterator[_Counter]:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """Whoever was killed hangs up in the middle of a word."""
+            """Print nothing: a killed sender breaks off in the middle of a request."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         counter.url = f"http://127.0.0.1:{server.server_port}"
@@ -174,7 +171,7 @@ def _counting_collector() -> Iterator[_Counter]:
 
 
 def main(name: str, directory: str, endpoint: str, orders: str) -> None:
-    """Queue, say how long it took, and wait for the end."""
+    """Queue, print how long it took, and wait to be killed."""
     importlib.import_module(PEERS[name].module)
     started = time.perf_counter()
     PEERS[name].queue(Path(directory), endpoint, int(orders))

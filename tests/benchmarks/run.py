@@ -1,12 +1,13 @@
-"""Prints what the package costs as ratios inside one run, with the limits of design.md section 9.
+"""Prints what the package costs as ratios inside one run, each beside its limit.
 
     python tests/benchmarks/run.py [--json] [--quick] [--directory DIR] [ROW…]
 
 Each row is the median of paired rounds: ours and its peer take turns batch by batch in the same run, and within a
 round the best batch of each counts (measure.py says why). "Added time" is the time of a request through the
-middleware minus that of the bare application, measured in the same round. The peers:
+middleware minus that of the bare application, measured in the same round. A row's limit stands where the row is
+measured, as ``Limit(...)``. The peers:
 
-* pass-through: WhiteNoise with one file, looking up a path that is none of its own.
+* pass-through: WhiteNoise with one file, asked for a path that is not that file's.
 * landing: a middleware of twenty lines (``NaiveClickMiddleware`` in pages.py), as one would write it with WebOb and
   itsdangerous. Each request brings another transaction_id.
 * reading: ``loads`` of the same cookie value, the serializer built once.

@@ -1,14 +1,14 @@
-"""Programs of their own for the fault tests: started, asked, killed, and never left behind."""
+"""What the fault tests are made with: programs that are started and killed, buyers, and files that are damaged."""
 
 from __future__ import annotations
 
 import http.client
 import os
-import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from katalys_wsgi.outbox.connection import Connection
+from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Sandbox
 from tests.support import BUYER_AGENT, LINK
 
@@ -41,7 +43,7 @@ def environment(options: dict[str, Any], **more: str) -> dict[str, str]:
 class Program:
     """A running program and what it wrote."""
 
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[Any]
     log: Path
 
     @property
@@ -93,14 +95,32 @@ def running(command: Iterable[object], env: dict[str, str], log: Path, **options
                 pipe.close()
 
 
+def race(children: Iterable[subprocess.Popen[str]]) -> list[str]:
+    """What each of the children printed; they have printed ``ready``, wait for a line, and are let go together.
+
+    What is written to a stderr that is a pipe fails the test.
+    """
+    racers = [(child, child.stdin, child.stdout) for child in children]
+    for _, _, stdout in racers:
+        assert stdout is not None
+        assert stdout.readline() == "ready\n"
+    for _, stdin, _ in racers:
+        assert stdin is not None
+        stdin.write("go\n")
+        stdin.flush()
+    written = [child.communicate(timeout=4 * PATIENCE) for child, _, _ in racers]
+    assert not any(errors for _, errors in written), written
+    return [output for output, _ in written]
+
+
 def kill(pid: int) -> None:
-    """``kill -9``; somebody else may have been faster."""
+    """``kill -9``; it may have ended already."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], bool], patience: float = PATIENCE, every: float = 0.05) -> bool:
-    """Whether ``condition`` came true in time."""
+def happens(condition: Callable[[], bool], patience: float = PATIENCE, every: float = 0.05) -> bool:
+    """Whether ``condition`` comes true within ``patience`` seconds; asked again after ``every`` seconds."""
     give_up_at = time.monotonic() + patience
     while not condition():
         if time.monotonic() > give_up_at:
@@ -169,9 +189,9 @@ def accepted_orders(sandbox: Sandbox) -> list[str]:
 
 
 def deliver_the_rest(env: dict[str, str], log: Path, is_done: Callable[[], bool]) -> bool:
-    """Run ``katalys-wsgi deliver --once``, as cron would, until ``is_done``; tells whether it came to that.
+    """Run ``katalys-wsgi deliver --once``, as cron would, until ``is_done``; returns whether it came to that.
 
-    What dead processes had in hand is due again when their leases end.
+    What dead processes had claimed is due again when their leases end.
     """
     give_up_at = time.monotonic() + PATIENCE
     while not is_done() and time.monotonic() < give_up_at:
@@ -181,8 +201,12 @@ def deliver_the_rest(env: dict[str, str], log: Path, is_done: Callable[[], bool]
     return is_done()
 
 
+# --- the outbox's file ---
+
+
 def database(options: dict[str, Any]) -> Path:
-    return Path(re.sub("^", "", options["outbox"]))
+    """The outbox's file of a tracker with these settings."""
+    return Path(options["outbox"])
 
 
 def query(path: Path, statement: str) -> list[tuple[Any, ...]]:
@@ -197,4 +221,60 @@ def states(path: Path) -> dict[str, int]:
 
 
 def integrity(path: Path) -> str:
+    """``ok``, or what SQLite finds wrong with the file."""
     return str(query(path, "PRAGMA integrity_check")[0][0])
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of our own in autocommit mode, to change the file behind the outbox's back."""
+    with closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)) as db:
+        yield db
+
+
+class HoldableOutbox(SQLiteOutbox):
+    """The outbox in a file, for tests that hold its connection, as a slow thread of the shop would."""
+
+    def connection(self) -> Connection:
+        """This process's connection, which the outbox uses too."""
+        return self._store.get()
+
+
+def quarantined(path: Path) -> list[Path]:
+    """The damaged files beside the outbox."""
+    return sorted(found for found in path.parent.glob(f"{path.name}.corrupt-*") if not found.name.endswith("-journal"))
+
+
+def page_size(content: bytes) -> int:
+    """The size of a page of a SQLite file with this content (https://sqlite.org/fileformat.html)."""
+    return int.from_bytes(content[16:18], "big")
+
+
+def damaged(content: bytes, page: int, length: int | None = None) -> bytes:
+    """``content`` with garbage in a page, counted from 1, as a bad block leaves it.
+
+    :param length: how many bytes at the page's start, all of it unless given.
+    """
+    size = page_size(content)
+    start = (page - 1) * size
+    length = size if length is None else length
+    garbage = bytes(range(255, 0, -5)) * (length // 51 + 1)
+    return content[:start] + garbage[:length] + content[start + length :]
+
+
+def root_page(content: bytes) -> int:
+    """The page at the root of the table of an outbox's file with this content."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "copy.db"
+        path.write_bytes(content)
+        return int(query(path, "SELECT rootpage FROM sqlite_master WHERE name = 'katalys_outbox'")[0][0])
+
+
+def leaf_pages(content: bytes) -> list[int]:
+    """The pages that hold the table's rows, in order: what its root page points to."""
+    size, root = page_size(content), root_page(content)
+    page = content[(root - 1) * size : root * size]
+    assert page[0] == 5, "the table has one level of interior pages"
+    cells = int.from_bytes(page[3:5], "big")
+    starts = [int.from_bytes(page[12 + 2 * cell : 14 + 2 * cell], "big") for cell in range(cells)]
+    return [int.from_bytes(page[start : start + 4], "big") for start in [*starts, 8]]

@@ -1,4 +1,4 @@
-"""Many relays on one outbox: each row is in one pair of hands."""
+"""Many relays on one outbox: each row is claimed by one of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
-from katalys_wsgi.sandbox import Misbehaviour
+from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.support import SITE_ID
 
-from .harness import database, environment, running, states, wait_until
+from .harness import database, environment, happens, race, running, states
 
 ROWS = 5000
 PROCESSES = 8
@@ -28,7 +30,7 @@ import json, sys
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 outbox = SQLiteOutbox(sys.argv[1])
 print("ready", flush=True)
-sys.stdin.read(1)
+sys.stdin.readline()
 claims = []
 while entries := outbox.claim(37, 600):
     claims.append([[entry.id, entry.attempts, entry.lease_token] for entry in entries])
@@ -52,7 +54,7 @@ def fill(outbox: SQLiteOutbox, rows: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_eight_processes_claim_disjoint_rows_and_leave_none(tmp_path):
+def test_eight_processes_claim_disjoint_rows_and_leave_none(tmp_path: Path) -> None:
     outbox = SQLiteOutbox(tmp_path / "outbox.db")
     fill(outbox, ROWS)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -63,11 +65,7 @@ def test_eight_processes_claim_disjoint_rows_and_leave_none(tmp_path):
             ).popen
             for _ in range(PROCESSES)
         ]
-        assert {claimer.stdout.readline() for claimer in claimers} == {"ready\n"}
-        for claimer in claimers:
-            claimer.stdin.write("!")
-            claimer.stdin.flush()
-        claims = [claim for claimer in claimers for claim in json.loads(claimer.communicate(timeout=100)[0])]
+        claims = [claim for printed in race(claimers) for claim in json.loads(printed)]
 
     rows = [row for claim in claims for row in claim]
     busy = Counter(len(claim) for claim in claims)
@@ -81,7 +79,9 @@ def test_eight_processes_claim_disjoint_rows_and_leave_none(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_several_relay_processes_deliver_each_row_once(options, sandbox, tmp_path):
+def test_several_relay_processes_deliver_each_row_once(
+    options: dict[str, Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
     """Nobody dies, so nothing is sent twice, however many relays there are."""
     outbox = SQLiteOutbox(database(options))
     fill(outbox, 400)
@@ -91,7 +91,7 @@ def test_several_relay_processes_deliver_each_row_once(options, sandbox, tmp_pat
         for number in range(4):
             command = [sys.executable, "-m", "katalys_wsgi", "deliver"]
             stack.enter_context(running(command, environment(options), tmp_path / f"relay-{number}.log"))
-        settled = wait_until(lambda: states(outbox.path).keys() == {"delivered"}, 60)
+        settled = happens(lambda: states(outbox.path).keys() == {"delivered"}, 60)
 
     sent = [received.fields["order_id"] for received in sandbox.collector.received]
     assert settled

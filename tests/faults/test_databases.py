@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -10,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from katalys_wsgi.outbox import State
 from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
+from tests.servers import Postgres
 from tests.support import BUYER_AGENT, BUYER_IP, LINK, SITE_ID, make_conversion, make_environ
 
-from .harness import PATIENCE, Program, accepted_orders, environment, running, wait_until
+from .harness import PATIENCE, Program, accepted_orders, environment, happens, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -34,11 +34,11 @@ HELD_BY_ONE = 4 * 32
 
 
 @pytest.fixture
-def outbox(postgres: Any) -> Iterator[SQLAlchemyOutbox]:
+def outbox(postgres: Postgres) -> Iterator[SQLAlchemyOutbox]:
     """In PostgreSQL, and empty."""
     outbox = SQLAlchemyOutbox(postgres.url)
     outbox.statistics()
-    with outbox._engine.get().begin() as db:
+    with outbox.engine.begin() as db:
         outbox.table.drop(db)
     outbox.close()
     outbox = SQLAlchemyOutbox(postgres.url)
@@ -48,8 +48,8 @@ def outbox(postgres: Any) -> Iterator[SQLAlchemyOutbox]:
 
 
 @pytest.fixture
-def settings(options: dict[str, Any], outbox: SQLAlchemyOutbox, postgres: Any) -> dict[str, Any]:
-    """A row in the hands of a relay that died is due again after three seconds."""
+def settings(options: dict[str, Any], outbox: SQLAlchemyOutbox, postgres: Postgres) -> dict[str, Any]:
+    """A row that a relay had claimed when it died is due again after three seconds."""
     return {**options, "outbox": postgres.url, "deadline": "1", "read_timeout": "0.9", "connect_timeout": "0.9"}
 
 
@@ -76,25 +76,25 @@ def fill(outbox: SQLAlchemyOutbox, count: int) -> set[str]:
             client_ip=BUYER_IP, user_agent=BUYER_AGENT,
         )  # fmt: skip
         rows.append(new_columns(postback, (), now) | {"history": "[]", "confirmed": False})
-    with outbox._engine.get().begin() as db:
+    with outbox.engine.begin() as db:
         db.execute(insert(outbox.table), rows)
     return {str(number) for number in range(count)}
 
 
 def states(outbox: SQLAlchemyOutbox) -> dict[str, int]:
     c = outbox.table.c
-    with outbox._engine.get().connect() as db:
+    with outbox.engine.connect() as db:
         return Counter(db.scalars(select(c.state)))
 
 
 def sessions(outbox: SQLAlchemyOutbox) -> int:
     """How many connections the server has, ours among them."""
-    with outbox._engine.get().connect() as db:
+    with outbox.engine.connect() as db:
         return db.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE client_port IS NOT NULL")) or 0
 
 
 def all_delivered(outbox: SQLAlchemyOutbox, patience: float = 3 * PATIENCE) -> bool:
-    return wait_until(lambda: outbox.statistics().pending == 0, patience, every=0.2)
+    return happens(lambda: outbox.statistics().pending == 0, patience, every=0.2)
 
 
 def delivered_by(relay: Program) -> list[str]:
@@ -112,7 +112,7 @@ def sell(tracker: Tracker, order_id: str) -> Outcome:
 def test_four_relays_share_a_backlog(outbox: SQLAlchemyOutbox, relay: Callable[[], Program], sandbox: Sandbox) -> None:
     """Each of 5,000 rows is sent once, and every relay has its share."""
     relays = [relay() for _ in range(4)]
-    assert wait_until(lambda: sessions(outbox) >= 5)
+    assert happens(lambda: sessions(outbox) >= 5)
     orders = fill(outbox, 5000)
     assert all_delivered(outbox)
     codes = [program.leave() for program in relays]
@@ -133,11 +133,11 @@ def test_a_relay_that_was_stopped_beyond_its_lease(
     """A host that is suspended: another one takes its rows, and when it comes back it changes nothing of theirs."""
     sandbox.collector.misbehave(Misbehaviour.slow(0.02))
     first, second = relay(), relay()
-    assert wait_until(lambda: sessions(outbox) >= 3)
+    assert happens(lambda: sessions(outbox) >= 3)
     orders = fill(outbox, 1000)
-    assert wait_until(lambda: len(delivered_by(first)) > 20, every=0.01)
+    assert happens(lambda: len(delivered_by(first)) > 20, every=0.01)
     first.send(signal.SIGSTOP)
-    held = {entry.order_id for entry in outbox.entries("pending", limit=1000) if entry.lease_token}
+    held = {entry.order_id for entry in outbox.entries(State.PENDING, limit=1000) if entry.lease_token}
     assert all_delivered(outbox)
     others = delivered_by(second)
     first.send(signal.SIGCONT)
@@ -162,7 +162,7 @@ def test_a_host_that_dies_gives_its_rows_back(
     sandbox.collector.misbehave(Misbehaviour.slow(0.02))
     first = relay()
     orders = fill(outbox, 300)
-    assert wait_until(lambda: len(sandbox.collector.accepted) > 20, every=0.01)
+    assert happens(lambda: len(sandbox.collector.accepted) > 20, every=0.01)
     first.send(signal.SIGKILL)
     first.popen.wait()
     relay()
@@ -180,11 +180,7 @@ def test_a_host_whose_clock_is_wrong_delivers(
     """The database's clock decides what is due and whose it is; a host's own is compared with nothing in the rows."""
     tracker = Tracker(**settings, clock=lambda: time.time() + hours * 3600)
     fill(outbox, 10)
-    stop = threading.Event()
-    timer = threading.Timer(10, stop.set)
-    timer.start()
-    drained = tracker.drain(stop)
-    timer.cancel()
+    drained = tracker.drain(at_most=10)
     tracker.close()
 
     assert (drained.settled, drained.postponed) == (10, 0)
@@ -195,7 +191,11 @@ def test_a_host_whose_clock_is_wrong_delivers(
 
 
 def test_a_database_that_is_shot_every_few_seconds(
-    settings: dict[str, Any], outbox: SQLAlchemyOutbox, postgres: Any, relay: Callable[[], Program], sandbox: Sandbox
+    settings: dict[str, Any],
+    outbox: SQLAlchemyOutbox,
+    postgres: Postgres,
+    relay: Callable[[], Program],
+    sandbox: Sandbox,
 ) -> None:
     """``pg_ctl stop -m immediate`` is a crash: what was acknowledged arrives, and what was not was never called so."""
     relay()
@@ -242,36 +242,12 @@ def test_a_database_that_is_shot_every_few_seconds(
     assert max(seconds) < 2 + 2 + 2
 
 
-@contextmanager
-def stopped(postgres: Any) -> Iterator[None]:
-    """SIGSTOP for the server and all its processes: its kernel accepts and acknowledges, nobody answers."""
-    postmaster = int((postgres._data / "postmaster.pid").read_text().split()[0])
-    processes = [postmaster, *children_of(postmaster)]
-    for pid in processes:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in processes:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
-def children_of(parent: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return found
-
-
 @pytest.mark.parametrize("connected", [True, False], ids=["connected before", "first sale"])
 @pytest.mark.parametrize("katalys_answers", [True, False])
 def test_a_database_that_stops_answering(
     settings: dict[str, Any],
     outbox: SQLAlchemyOutbox,
-    postgres: Any,
+    postgres: Postgres,
     sandbox: Sandbox,
     connected: bool,
     katalys_answers: bool,
@@ -282,7 +258,7 @@ def test_a_database_that_stops_answering(
         assert sell(tracker, "before") is Outcome.RECORDED
     if not katalys_answers:
         sandbox.collector.misbehave(Misbehaviour.hang())
-    with stopped(postgres):
+    with postgres.suspended():
         started = time.monotonic()
         outcome = sell(tracker, "1001")
         took = time.monotonic() - started
@@ -296,18 +272,18 @@ def test_a_database_that_stops_answering(
 
 
 def test_a_database_that_stops_in_the_middle_of_a_commit(
-    settings: dict[str, Any], outbox: SQLAlchemyOutbox, postgres: Any, sandbox: Sandbox
+    settings: dict[str, Any], outbox: SQLAlchemyOutbox, postgres: Postgres, sandbox: Sandbox
 ) -> None:
     """Nobody knows then whether the row is there: it is never called recorded, and may come twice."""
     tracker = Tracker(**settings)
     assert sell(tracker, "before") is Outcome.RECORDED
-    mine = tracker.outbox._engine.get()
+    assert isinstance(tracker.outbox, SQLAlchemyOutbox)
     resume = ExitStack()
 
     def stop(_: Any) -> None:
-        resume.enter_context(stopped(postgres))
+        resume.enter_context(postgres.suspended())
 
-    event.listen(mine, "commit", stop, once=True)
+    event.listen(tracker.outbox.engine, "commit", stop, once=True)
     with resume:
         started = time.monotonic()
         outcome = sell(tracker, "1001")
@@ -321,15 +297,15 @@ def test_a_database_that_stops_in_the_middle_of_a_commit(
 
 
 def test_a_relay_survives_a_database_that_stops_answering(
-    outbox: SQLAlchemyOutbox, relay: Callable[[], Program], postgres: Any, sandbox: Sandbox
+    outbox: SQLAlchemyOutbox, relay: Callable[[], Program], postgres: Postgres, sandbox: Sandbox
 ) -> None:
     program = relay()
     fill(outbox, 1)
     assert all_delivered(outbox)
-    with stopped(postgres):
-        said = wait_until(lambda: "outbox_unavailable" in program.output())
-    with outbox._engine.get().begin() as db:
+    with postgres.suspended():
+        said = happens(lambda: "outbox_unavailable" in program.output())
+    with outbox.engine.begin() as db:
         db.execute(text("UPDATE katalys_outbox SET state = 'pending', payload = '{\"order_id\":\"again\"}'"))
 
     assert said
-    assert wait_until(lambda: len(sandbox.collector.received) > 1)
+    assert happens(lambda: len(sandbox.collector.received) > 1)

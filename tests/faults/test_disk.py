@@ -19,7 +19,7 @@ import pytest
 from webtest import TestApp
 
 from katalys_wsgi import ClickMiddleware, OutboxUnavailable, Tracker
-from katalys_wsgi.sandbox import Misbehaviour
+from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.support import LINK, make_conversion
 
 from .harness import accepted_orders, environment, query
@@ -75,20 +75,27 @@ def disk(request: Any, tmp_path: Path) -> Iterator[SmallDisk | Quota]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.fixture
-def shop(disk: SmallDisk | Quota, make_tracker: Callable[..., Tracker]) -> Any:
-    """A shop whose outbox lies on the disk; ``shop.buy(order)`` returns the body of a page that answered 200."""
-    tracker = make_tracker(outbox=f"{disk.folder}/outbox.db")
+class Shop:
+    """A shop whose outbox lies on the disk."""
 
-    def checkout(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        outcome = tracker.visit(environ).record(make_conversion(environ["PATH_INFO"][1:])).outcome.name
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self._app = TestApp(ClickMiddleware(self._checkout, tracker))
+
+    def buy(self, order_id: str) -> str:
+        """The body of a page that answered 200: the outcome's name."""
+        body: str = self._app.get(f"/{order_id}?{LINK}", status=200).text
+        return body
+
+    def _checkout(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        outcome = self.tracker.visit(environ).record(make_conversion(environ["PATH_INFO"][1:])).outcome.name
         start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
         return [outcome.encode()]
 
-    app = TestApp(ClickMiddleware(checkout, tracker))
-    app.tracker = tracker
-    app.buy = lambda order_id: app.get(f"/{order_id}?{LINK}", status=200).text
-    return app
+
+@pytest.fixture
+def shop(disk: SmallDisk | Quota, make_tracker: Callable[..., Tracker]) -> Shop:
+    return Shop(make_tracker(outbox=f"{disk.folder}/outbox.db"))
 
 
 def drain(tracker: Tracker) -> int:
@@ -99,7 +106,9 @@ def drain(tracker: Tracker) -> int:
         return 0
 
 
-def test_pages_answer_and_the_relay_sends_nothing_while_the_disk_is_full(disk, shop, sandbox, caplog):
+def test_pages_answer_and_the_relay_sends_nothing_while_the_disk_is_full(
+    disk: SmallDisk | Quota, shop: Shop, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
     recorded = [f"D{number}" for number in range(20)]
     assert {shop.buy(order_id) for order_id in recorded} == {"RECORDED"}
     disk.fill()
@@ -121,7 +130,9 @@ def test_pages_answer_and_the_relay_sends_nothing_while_the_disk_is_full(disk, s
     assert query(disk.folder / "outbox.db", "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_disk_that_fills_up_between_sending_and_marking_costs_no_second_send(disk, shop, sandbox):
+def test_a_disk_that_fills_up_between_sending_and_marking_costs_no_second_send(
+    disk: SmallDisk | Quota, shop: Shop, sandbox: Sandbox
+) -> None:
     """What was sent is remembered, nothing else is sent until it is written down, and then everything arrives once."""
     recorded = [f"D{number}" for number in range(40)]
     assert {shop.buy(order_id) for order_id in recorded} == {"RECORDED"}
@@ -170,7 +181,9 @@ def traced(command: list[object], env: dict[str, str], folder: Path) -> list[tup
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("mode", ["TRUNCATE", "WAL"])
-def test_every_record_is_synced_to_disk_before_it_is_acknowledged(mode, missing, options, tmp_path):
+def test_every_record_is_synced_to_disk_before_it_is_acknowledged(
+    mode: str, missing: Callable[[str], Any], options: dict[str, Any], tmp_path: Path
+) -> None:
     """A power cut takes nothing back: at each acknowledgement nothing that was written waits to be synced.
 
     That includes the journal's end: a journal that comes back would undo the transaction.
@@ -180,14 +193,16 @@ def test_every_record_is_synced_to_disk_before_it_is_acknowledged(mode, missing,
     if subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True).returncode:
         missing("strace may not trace here; allow ptrace")
     program = (
-        "import os; from katalys_wsgi.outbox import file; from tests.support import *\n"
-        f"file.journal_mode = lambda: {mode!r}\n"
+        "import os; from katalys_wsgi.outbox import schema; from tests.support import *\n"
+        f"schema.journal_mode = lambda: {mode!r}\n"
         "from tests.faults.shop import tracker\n"
         "for number in range(25):\n"
         "    outcome = tracker.visit(make_environ(LINK)).record(make_conversion(str(number))).outcome.name\n"
         "    os.write(1, f'acknowledged {outcome}'.encode())"
     )
-    syncs, unsynced, at_acknowledgement = 0, set(), []
+    syncs = 0
+    unsynced: set[str] = set()
+    at_acknowledgement: list[tuple[int, set[str]]] = []
     for call, file, rest in traced([sys.executable, "-c", program], environment(options), tmp_path):
         if "acknowledged RECORDED" in rest:
             at_acknowledgement.append((syncs, set(unsynced)))

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from katalys_wsgi.sandbox import Misbehaviour
+from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.support import free_port
 
 from .harness import (
@@ -25,12 +25,12 @@ from .harness import (
     accepted_orders,
     database,
     environment,
+    happens,
     integrity,
     kill,
     query,
     running,
     states,
-    wait_until,
 )
 
 ORDERS = 2000
@@ -80,7 +80,14 @@ class Killer:
         pytest.param(3, ["--worker-class", "gthread", "--threads", "4", "--preload"], id="seed 3, gthread preloaded"),
     ],
 )
-def test_what_was_acknowledged_arrives_whatever_is_killed(seed, worker, missing, options, sandbox, tmp_path):
+def test_what_was_acknowledged_arrives_whatever_is_killed(
+    seed: int,
+    worker: list[str],
+    missing: Callable[[str], Any],
+    options: dict[str, Any],
+    sandbox: Sandbox,
+    tmp_path: Path,
+) -> None:
     """Workers with a relay thread each, and a relay process, killed at random; Katalys answers 503 now and then."""
     if importlib.util.find_spec("gunicorn") is None:
         missing("gunicorn is not installed; install the extra test")
@@ -101,10 +108,10 @@ def test_what_was_acknowledged_arrives_whatever_is_killed(seed, worker, missing,
         with killer.at_large():
             buyers.buy_all(f"K{number}" for number in range(ORDERS))
     left_behind = states(path)["pending"]
-    # The machine is up again: what the dead had in hand is due when their leases end.
+    # The machine is up again: what the dead had claimed is due when their leases end.
     with running([sys.executable, "-m", "katalys_wsgi", "deliver"], env, tmp_path / "relay.log"):
-        arrived = wait_until(lambda: buyers.acknowledged <= set(accepted_orders(sandbox)))
-        settled = wait_until(lambda: states(path).keys() == {"delivered"})
+        arrived = happens(lambda: buyers.acknowledged <= set(accepted_orders(sandbox)))
+        settled = happens(lambda: states(path).keys() == {"delivered"})
 
     accepted = accepted_orders(sandbox)
     print(

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from katalys_wsgi import Tracker, upkeep
-from katalys_wsgi.delivery import BACK_OFF_CAP, POLL, Relay
+from katalys_wsgi import Tracker, operations
+from katalys_wsgi.delivery.policy import BACK_OFF_CAP
+from katalys_wsgi.delivery.relay import POLL, Relay
+from katalys_wsgi.outbox import State
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
-from tests.support import LINK, make_conversion, make_environ
+from tests.support import LINK, Clock, make_conversion, make_environ
 
 from .harness import accepted_orders, database
 
@@ -22,15 +24,15 @@ MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 
 class World:
-    """A shop, a relay that looks every ``step`` seconds, and a clock that only this test moves."""
+    """A shop, a relay that looks every ``step`` seconds, and a clock that only the test moves."""
 
     def __init__(self, make_tracker: Callable[..., Tracker], options: dict[str, Any], sandbox: Sandbox) -> None:
-        self.now = START
+        self.clock = Clock(START)
         self.sandbox = sandbox
-        self.outbox = SQLiteOutbox(database(options), clock=lambda: self.now)
-        self.tracker = make_tracker(outbox=self.outbox, clock=lambda: self.now, connect_timeout=0.5, deadline=1)
-        chance = random.Random(1)  # noqa: S311 - nobody has to be unable to guess it
-        self.relay = Relay(self.outbox, self.tracker.settings, clock=lambda: self.now, chance=chance.random)
+        self.outbox = SQLiteOutbox(database(options), clock=self.clock)
+        self.tracker = make_tracker(outbox=self.outbox, clock=self.clock, connect_timeout=0.5, deadline=1)
+        chance = random.Random(1)  # noqa: S311 - the jitter is no secret
+        self.relay = Relay(self.outbox, self.tracker.settings, clock=self.clock, chance=chance.random)
         self.recorded: list[str] = []
         self.failures = 0
 
@@ -41,20 +43,20 @@ class World:
 
     def live(self, seconds: float, *, step: float, an_order_every: float | None = None) -> None:
         """Let that much time pass."""
-        until, next_order = self.now + seconds, self.now
-        while self.now < until:
-            if an_order_every is not None and self.now >= next_order:
+        until, next_order = self.clock() + seconds, self.clock()
+        while self.clock() < until:
+            if an_order_every is not None and self.clock() >= next_order:
                 self.record()
                 next_order += an_order_every
             self.failures += self.relay.drain().postponed
-            self.now += step
+            self.clock.advance(step)
 
     def live_until_delivered(self, *, step: float, patience: float) -> float:
         """Seconds until everything recorded has arrived."""
-        began = self.now
-        while self.outbox.statistics().pending and self.now - began < patience:
+        began = self.clock()
+        while self.outbox.statistics().pending and self.clock() - began < patience:
             self.live(step, step=step)
-        return self.now - began
+        return self.clock() - began
 
     @property
     def attempts(self) -> list[int]:
@@ -80,7 +82,9 @@ GONE = {"503": Misbehaviour.status(503), "refused": None, "404": Misbehaviour.st
         pytest.param(DAY, 30.0, 600.0, 2 * BACK_OFF_CAP, id="24 h"),
     ],
 )
-def test_everything_arrives_once_after_an_outage(outage, step, an_order_every, patience, answer, world, sandbox):
+def test_everything_arrives_once_after_an_outage(
+    outage: float, step: float, an_order_every: float, patience: float, answer: str, world: World, sandbox: Sandbox
+) -> None:
     """Orders go on during the outage. Few attempts are made, and none of them by more than one row at a time."""
     world.live(10 * step, step=step, an_order_every=an_order_every)
     before = len(sandbox.collector.accepted)
@@ -109,15 +113,17 @@ def test_everything_arrives_once_after_an_outage(outage, step, an_order_every, p
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_an_outage_longer_than_give_up_after_leaves_dead_letters_that_can_be_revived(world, sandbox):
-    """After a week a person is asked; nothing is dropped."""
+def test_an_outage_longer_than_give_up_after_leaves_dead_letters_that_can_be_revived(
+    world: World, sandbox: Sandbox
+) -> None:
+    """After a week it is the operator's turn; nothing is dropped."""
     sandbox.collector.misbehave(Misbehaviour.status(503))
     for _ in range(3):
         world.record()
     world.live(9 * DAY, step=HOUR / 2)
-    dead = world.outbox.entries("dead")
+    dead = world.outbox.entries(State.DEAD)
     sandbox.collector.behave()
-    revived = [upkeep.revive(world.outbox, entry) for entry in dead]
+    revived = [operations.revive(world.outbox, entry) for entry in dead]
     world.live_until_delivered(step=MINUTE, patience=3 * HOUR)
 
     assert len(dead) == 3
@@ -128,13 +134,13 @@ def test_an_outage_longer_than_give_up_after_leaves_dead_letters_that_can_be_rev
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("days", [-40, 40], ids=["back", "forward"])
-def test_a_clock_that_jumps_during_an_outage_strands_nothing(days, world, sandbox):
-    """A clock set back leaves rows due, and the endpoint paused, in a month that is not meant."""
+def test_a_clock_that_jumps_during_an_outage_strands_nothing(days: int, world: World, sandbox: Sandbox) -> None:
+    """A clock set back leaves rows due, and the endpoint paused, a month later than was meant."""
     sandbox.collector.misbehave(Misbehaviour.status(503))
     for _ in range(20):
         world.record()
     world.live(10 * MINUTE, step=POLL)
-    world.now += days * DAY
+    world.clock.advance(days * DAY)
     sandbox.collector.behave()
     if days > 0:  # by the clock the rows are too old; nothing is given up before it was tried once more
         took = world.live_until_delivered(step=POLL, patience=HOUR)

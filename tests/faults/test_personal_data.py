@@ -19,8 +19,8 @@ from webob import Response
 
 from katalys_wsgi import Conversion, InvalidConversion, OrderUpdate, OutboxUnavailable, Outcome, Tracker, cli
 from katalys_wsgi.conversion.postback import Kind, Postback
-from katalys_wsgi.outbox import Change, Receipt, Verdict
-from katalys_wsgi.outbox import file as outbox_file
+from katalys_wsgi.operations import archive
+from katalys_wsgi.outbox import Change, Receipt, Verdict, schema
 from katalys_wsgi.outbox.entry import new_columns
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
@@ -113,8 +113,13 @@ MISBEHAVIOURS = [
 @pytest.mark.parametrize("wire", ["json", "form", "get"])
 @pytest.mark.parametrize("misbehaviour", MISBEHAVIOURS)
 def test_no_log_line_of_any_library_holds_personal_data(
-    misbehaviour, wire, make_tracker, sandbox, everything_logged, capfd
-):
+    misbehaviour: Misbehaviour | str | None,
+    wire: str,
+    make_tracker: Callable[..., Tracker],
+    sandbox: Sandbox,
+    everything_logged: Callable[[], str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """Whatever is answered, over each wire; nor what is kept of the answer for the question why."""
     endpoint = sandbox.endpoint.replace("http:", "https:") if misbehaviour == "tls" else sandbox.endpoint
     tracker = make_tracker(wire=wire, endpoint=endpoint, deadline=0.4, read_timeout=0.3)
@@ -136,8 +141,10 @@ def test_no_log_line_of_any_library_holds_personal_data(
     assert "katalys_wsgi.conversion_recorded" in everything_logged()
 
 
-def test_no_log_line_of_a_page_holds_personal_data(make_tracker, sandbox, everything_logged, tmp_path):
-    """Forged cookies, broken tokens, invalid data, a full disk: what a page tells."""
+def test_no_log_line_of_a_page_holds_personal_data(
+    make_tracker: Callable[..., Tracker], sandbox: Sandbox, everything_logged: Callable[[], str], tmp_path: Path
+) -> None:
+    """Forged cookies, broken tokens, invalid data, a full disk: what a page logs."""
     (tmp_path / "taken").mkdir()
     unusable = make_tracker(outbox=f"{tmp_path}/taken")
     tracker = make_tracker(trusted_proxies=1)
@@ -158,13 +165,15 @@ def test_no_log_line_of_a_page_holds_personal_data(make_tracker, sandbox, everyt
 # --- errors and reprs ---
 
 
-def test_no_error_and_no_repr_holds_personal_data(make_tracker, sandbox, tmp_path):
+def test_no_error_and_no_repr_holds_personal_data(
+    make_tracker: Callable[..., Tracker], sandbox: Sandbox, tmp_path: Path
+) -> None:
     """What a developer prints, and what a crash reporter collects."""
     strict = make_tracker(strict=True)
     record_marked(strict)
     (entry,) = strict.outbox.claim(1, 60)
     visit = visit_of_marked(strict)
-    postback = Postback.from_fields(json.loads(entry.payload), Kind.CONVERSION)
+    postback = Postback.from_fields(json.loads(entry.payload or ""), Kind.CONVERSION)
     errors = [
         _error_of(lambda: visit.record(make_conversion("", email_address=EMAIL, sale_amount="x"))),
         _error_of(lambda: visit.record(make_conversion(email_address=[EMAIL]))),
@@ -196,8 +205,14 @@ def _error_of(call: Callable[[], Any]) -> Exception:
 @pytest.mark.parametrize("arguments", [["status"], ["list"], ["why", "1001"], ["retry", "1001"]], ids=" ".join)
 @pytest.mark.parametrize("as_json", [False, True], ids=["", "json"])
 def test_the_command_line_shows_no_personal_data(
-    arguments, as_json, make_tracker, options, sandbox, capsys, monkeypatch
-):
+    arguments: list[str],
+    as_json: bool,
+    make_tracker: Callable[..., Tracker],
+    options: dict[str, Any],
+    sandbox: Sandbox,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in environment(options).items():
         if name.startswith("KATALYS_"):
             monkeypatch.setenv(name, value)
@@ -221,7 +236,9 @@ def raw_bytes(path: Path) -> bytes:
     return b"".join(found.read_bytes() for found in sorted(path.parent.glob(path.name + "*")))
 
 
-def test_what_is_delivered_is_gone_from_the_files_at_once(make_tracker, sandbox, tmp_path):
+def test_what_is_delivered_is_gone_from_the_files_at_once(
+    make_tracker: Callable[..., Tracker], sandbox: Sandbox, tmp_path: Path
+) -> None:
     """Through the whole package: there while it waits, after a failure too, and gone with the 204."""
     tracker = make_tracker()
     record_marked(tracker)
@@ -237,12 +254,14 @@ def test_what_is_delivered_is_gone_from_the_files_at_once(make_tracker, sandbox,
     assert found_in(raw_bytes(tmp_path / "outbox.db").decode("latin-1")) == []
 
 
-def test_what_is_forgotten_or_pruned_is_gone_from_the_files_too(make_tracker, tmp_path):
+def test_what_is_forgotten_or_pruned_is_gone_from_the_files_too(
+    make_tracker: Callable[..., Tracker], tmp_path: Path
+) -> None:
     tracker = make_tracker()
     record_marked(tracker, "pending")
     record_marked(tracker, "dead", sale_amount="nonsense")
     assert found_in(raw_bytes(tmp_path / "outbox.db").decode("latin-1"))
-    assert tracker.outbox.forget(tracker.outbox.history("pending")) == 1
+    assert archive(tracker.outbox).forget(tracker.outbox.history("pending")) == 1
     assert found_in(raw_bytes(tmp_path / "outbox.db").decode("latin-1"))
     assert tracker.outbox.prune(4e9) == 2
 
@@ -252,12 +271,14 @@ def test_what_is_forgotten_or_pruned_is_gone_from_the_files_too(make_tracker, tm
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("mode", "seed"), [("TRUNCATE", 1), ("TRUNCATE", 2), ("WAL", 3)])
-def test_no_page_keeps_a_trace_of_what_was_delivered(mode, seed, tmp_path, monkeypatch):
+def test_no_page_keeps_a_trace_of_what_was_delivered(
+    mode: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows of all sizes come, fail and go, SQLite moves them between pages, and the raw bytes are searched for each.
 
     A write-ahead log is emptied when the relay prunes, once an hour.
     """
-    monkeypatch.setattr(outbox_file, "journal_mode", lambda: mode)
+    monkeypatch.setattr(schema, "journal_mode", lambda: mode)
     chance = random.Random(seed)  # noqa: S311 - a seed to repeat
     path = tmp_path / "outbox.db"
     now = 1_800_000_000.0
@@ -295,11 +316,11 @@ def _random_change(entry: Any, chance: random.Random) -> Change:
     return Change.postpone(entry, Receipt(Verdict.RETRY, 503, "HTTP 503: " + "busy " * chance.randrange(40)), 1.0)
 
 
-def test_the_columns_of_a_row_hold_personal_data_in_the_payload_only(tracker: Tracker):
+def test_the_columns_of_a_row_hold_personal_data_in_the_payload_only(tracker: Tracker) -> None:
     """So that nulling the payload is enough."""
     record_marked(tracker)
     (entry,) = tracker.outbox.claim(1, 60)
-    postback = Postback.from_fields(json.loads(entry.payload), Kind.CONVERSION)
+    postback = Postback.from_fields(json.loads(entry.payload or ""), Kind.CONVERSION)
     columns = new_columns(postback, ["email_address: is missing"], 1.0)
     del columns["payload"]
 
@@ -307,7 +328,7 @@ def test_the_columns_of_a_row_hold_personal_data_in_the_payload_only(tracker: Tr
     assert found_in(str(replace(entry, payload=None))) == []
 
 
-def test_an_order_whose_own_id_is_an_address_is_the_shops_choice(tracker: Tracker, sandbox: Sandbox):
+def test_an_order_whose_own_id_is_an_address_is_the_shops_choice(tracker: Tracker, sandbox: Sandbox) -> None:
     """Order ids are logged; the documentation says so. A conversion's other fields never are."""
     outcome = tracker.visit(make_environ(LINK)).record(Conversion(
         order_id="ann@example.com", email_address=EMAIL, sale_amount="1.00", subtotal_amount="1.00",

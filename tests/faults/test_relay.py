@@ -1,4 +1,4 @@
-"""``katalys-wsgi deliver`` as systemd, cron and a person at a terminal run it."""
+"""``katalys-wsgi deliver`` as systemd, cron and the operator at a terminal run it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import Tracker
-from katalys_wsgi.sandbox import Misbehaviour
-from tests.support import LINK, make_conversion, make_environ
+from katalys_wsgi.sandbox import Misbehaviour, Sandbox
+from tests.support import LINK, Stopwatch, make_conversion, make_environ
 
 from .harness import (
     ACKNOWLEDGED,
@@ -27,10 +27,10 @@ from .harness import (
     accepted_orders,
     database,
     environment,
+    happens,
     query,
     running,
     states,
-    wait_until,
 )
 
 DELIVER = [sys.executable, "-m", "katalys_wsgi", "deliver"]
@@ -64,20 +64,21 @@ def once(options: dict[str, Any], tmp_path: Path, *arguments: str, **changes: An
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
-def test_a_signal_finishes_the_rows_in_hand_and_leaves_with_0(number, fill, options, sandbox, tmp_path):
-    """What was sent is marked, what was not is in nobody's hands, and the next relay goes on at once."""
+def test_a_signal_finishes_the_rows_in_progress_and_leaves_with_0(
+    number: int, fill: Callable[[int], None], options: dict[str, Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """What was sent is marked, what was not is not claimed any more, and the next relay goes on at once."""
     fill(40)
     path = database(options)
     sandbox.collector.misbehave(Misbehaviour.slow(1.0))
     with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: len(sandbox.collector.received) >= 4)
-        asked = time.monotonic()
-        code = relay.leave(number)
-        took = time.monotonic() - asked
+        assert happens(lambda: len(sandbox.collector.received) >= 4)
+        with Stopwatch() as watch:
+            code = relay.leave(number)
 
     sent = len(sandbox.collector.received)
     assert code == 0, relay.output()
-    assert took < 2
+    assert watch.seconds < 2
     assert sent == 4
     assert states(path) == {"delivered": sent, "pending": 40 - sent}
     left = query(path, "SELECT DISTINCT attempts, lease_token FROM katalys_outbox WHERE state = 'pending'")
@@ -90,28 +91,29 @@ def test_a_signal_finishes_the_rows_in_hand_and_leaves_with_0(number, fill, opti
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("behaviour", [Misbehaviour.hang(), Misbehaviour.drip_headers()], ids=["hang", "drip"])
-def test_term_leaves_within_the_deadline_whatever_katalys_does(behaviour, fill, options, sandbox, tmp_path):
+def test_term_leaves_within_the_deadline_whatever_katalys_does(
+    behaviour: Misbehaviour, fill: Callable[[int], None], options: dict[str, Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
     fill(10)
     sandbox.collector.misbehave(behaviour)
     with running(DELIVER, environment({**options, "deadline": 2}), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: len(sandbox.collector.received) >= 4)
-        asked = time.monotonic()
-        code = relay.leave()
-        took = time.monotonic() - asked
+        assert happens(lambda: len(sandbox.collector.received) >= 4)
+        with Stopwatch() as watch:
+            code = relay.leave()
 
     assert code == 0
-    assert took < 3
+    assert watch.seconds < 3
     assert states(database(options)) == {"pending": 10}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_term_at_any_moment_leaves_with_0(options, sandbox, tmp_path):
+def test_term_at_any_moment_leaves_with_0(options: dict[str, Any], sandbox: Sandbox, tmp_path: Path) -> None:
     """While it starts (once it has begun to work), waits, claims, sends or settles."""
     codes = []
     for number in range(12):
         with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-            assert wait_until(lambda: has_opened_its_outbox(relay, database(options)), every=0.005)
+            assert happens(lambda: has_opened_its_outbox(relay, database(options)), every=0.005)
             time.sleep(0.017 * number)
             codes.append(relay.leave(patience=10))
 
@@ -127,9 +129,11 @@ def has_opened_its_outbox(program: Program, path: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_a_waiting_relay_finds_what_others_record(options, sandbox, fill, tmp_path):
+def test_a_waiting_relay_finds_what_others_record(
+    options: dict[str, Any], sandbox: Sandbox, fill: Callable[[int], None], tmp_path: Path
+) -> None:
     with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: has_opened_its_outbox(relay, database(options)))
+        assert happens(lambda: has_opened_its_outbox(relay, database(options)))
         fill(3)
         sandbox.collector.wait_for(3, PATIENCE)
         code = relay.leave()
@@ -141,13 +145,15 @@ def test_a_waiting_relay_finds_what_others_record(options, sandbox, fill, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_a_relay_outlives_an_outbox_that_is_unusable_for_a_while(options, sandbox, fill, tmp_path):
+def test_a_relay_outlives_an_outbox_that_is_unusable_for_a_while(
+    options: dict[str, Any], sandbox: Sandbox, fill: Callable[[int], None], tmp_path: Path
+) -> None:
     fill(3)
     path = database(options)
     away = path.rename(tmp_path / "away")
     path.mkdir()
     with running(DELIVER, environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: "katalys_wsgi.outbox_unavailable" in relay.output())
+        assert happens(lambda: "katalys_wsgi.outbox_unavailable" in relay.output())
         path.rmdir()
         away.rename(path)
         sandbox.collector.wait_for(3, PATIENCE)
@@ -159,7 +165,9 @@ def test_a_relay_outlives_an_outbox_that_is_unusable_for_a_while(options, sandbo
 # --- cron's relay ---
 
 
-def test_once_says_what_it_did_and_whether_it_went_well(fill, options, sandbox, tmp_path):
+def test_once_says_what_it_did_and_whether_it_went_well(
+    fill: Callable[[int], None], options: dict[str, Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
     nothing = once(options, tmp_path)
     fill(2)
     all_well = once(options, tmp_path)
@@ -177,7 +185,14 @@ def test_once_says_what_it_did_and_whether_it_went_well(fill, options, sandbox, 
         (404, {"settled": 0, "postponed": 1, "buried": 0}),
     ],
 )
-def test_once_ends_with_1_when_a_row_failed(status, counts, fill, options, sandbox, tmp_path):
+def test_once_ends_with_1_when_a_row_failed(
+    status: int,
+    counts: dict[str, int],
+    fill: Callable[[int], None],
+    options: dict[str, Any],
+    sandbox: Sandbox,
+    tmp_path: Path,
+) -> None:
     fill(1)
     sandbox.collector.misbehave(Misbehaviour.status(status))
     code, out, _ = once(options, tmp_path, "--json")
@@ -186,7 +201,9 @@ def test_once_ends_with_1_when_a_row_failed(status, counts, fill, options, sandb
     assert json.loads(out) == counts
 
 
-def test_once_ends_with_1_when_the_outbox_cannot_be_used_and_2_when_the_settings_are_wrong(options, sandbox, tmp_path):
+def test_once_ends_with_1_when_the_outbox_cannot_be_used_and_2_when_the_settings_are_wrong(
+    options: dict[str, Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
     database(options).mkdir()
     unusable = once(options, tmp_path)
     wrong = once(options, tmp_path, endpoint="http://example.com/")
@@ -201,11 +218,13 @@ def test_once_ends_with_1_when_the_outbox_cannot_be_used_and_2_when_the_settings
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_term_ends_once_too(fill, options, sandbox, tmp_path):
+def test_term_ends_once_too(
+    fill: Callable[[int], None], options: dict[str, Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
     fill(20)
     sandbox.collector.misbehave(Misbehaviour.slow(1.0))
     with running([*DELIVER, "--once"], environment(options), tmp_path / "relay.log") as relay:
-        assert wait_until(lambda: len(sandbox.collector.received) >= 4)
+        assert happens(lambda: len(sandbox.collector.received) >= 4)
         relay.leave()
 
     sent = len(sandbox.collector.received)
@@ -218,7 +237,9 @@ def test_term_ends_once_too(fill, options, sandbox, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_progress_is_shown_on_a_terminal_only(fill, options, sandbox, tmp_path):
+def test_progress_is_shown_on_a_terminal_only(
+    fill: Callable[[int], None], options: dict[str, Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
     """A count that runs on one line while a backlog drains; a log file gets none of it."""
     fill(30)
     master, slave = pty.openpty()
@@ -241,6 +262,6 @@ def _read_all(descriptor: int) -> str:
         try:
             while part := terminal.read(65536):
                 content += part
-        except OSError:  # how Linux says that nobody writes to this terminal any more
+        except OSError:  # how Linux says that no process writes to this terminal any more
             pass
     return content.decode()

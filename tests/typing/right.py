@@ -8,7 +8,6 @@ from decimal import Decimal
 from pathlib import Path
 
 from flask import Flask
-from katalys_wsgi.outbox.memory import MemoryOutbox
 from typing_extensions import assert_type
 
 from katalys_wsgi import (
@@ -28,6 +27,7 @@ from katalys_wsgi import (
 from katalys_wsgi.delivery.relay import Drained
 from katalys_wsgi.flask import Katalys
 from katalys_wsgi.outbox import Archive, Outbox
+from katalys_wsgi.outbox.memory import MemoryOutbox
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 
@@ -79,7 +79,7 @@ tracker.drain(timedelta(minutes=1))
 tracker.deliver()
 tracker.stop()
 tracker.close()
-application = ClickMiddleware(lambda environ, start_response: [], tracker)
+application = ClickMiddleware(lambda _environ, _start_response: [], tracker)
 
 archives: list[Archive] = [MemoryOutbox(), SQLiteOutbox("outbox.db"), SQLAlchemyOutbox("postgresql+psycopg://h/d")]
 outboxes: list[Outbox] = [*archives]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_the_root_re_exports_what_all_names_and_does_nothing_else() -> None:
     assert all(node.level == 1 and not alias.asname for node in imports for alias in node.names)
 
 
-@pytest.mark.parametrize("name", katalys_wsgi.__all__)
+@pytest.mark.parametrize("name", [name for name in katalys_wsgi.__all__ if name != "__version__"])
 def test_every_public_name_is_there_and_documented(name: str) -> None:
     value = getattr(katalys_wsgi, name)
 
@@ -99,9 +100,38 @@ def test_every_file_that_is_no_module_is_shipped() -> None:
     assert others <= shipped
 
 
-def test_the_version_is_told_in_one_way() -> None:
-    from katalys_wsgi.delivery import USER_AGENT  # loads requests
+def test_the_version_stands_in_one_place() -> None:
+    """Packaging and the User-Agent read it there; an installed copy says the same."""
+    from katalys_wsgi.delivery.sender import USER_AGENT  # loads requests
 
-    (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
 
-    assert f"katalys-wsgi/{version} " in USER_AGENT
+    assert re.findall(r"^version = (.+)$", project, re.MULTILINE) == ['{ attr = "katalys_wsgi._version.__version__" }']
+    assert importlib.metadata.version("katalys-wsgi") == katalys_wsgi.__version__
+    assert f"katalys-wsgi/{katalys_wsgi.__version__}" == USER_AGENT
+
+
+def test_what_is_shipped_and_its_tests_point_to_no_text_that_is_not_here() -> None:
+    """Somebody who has the sdist has everything it speaks of."""
+    elsewhere = ("design" + ".md", "traps" + ".md", "style" + ".md", "../" + "shared")
+    files = [path for folder in ("katalys_wsgi", "tests", "examples", "docs") for path in (ROOT / folder).rglob("*")]
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in [*files, *ROOT.glob("*.md"), ROOT / "pyproject.toml"]
+        if path.suffix in (".py", ".md", ".toml", ".html", ".js", ".css")
+        for name in elsewhere
+        if name in path.read_text("utf-8")
+    }
+
+    assert found == set()
+
+
+def test_every_link_within_the_repository_leads_somewhere() -> None:
+    broken = {
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+        for target in re.findall(r"\]\(([^)#:\s]+)[^)\s]*\)", page.read_text("utf-8"))
+        if not (page.parent / target).exists()
+    }
+
+    assert broken == set()

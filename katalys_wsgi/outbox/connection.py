@@ -1,0 +1,133 @@
+"""A process's one connection to the outbox's SQLite file: opened at first use, shared by its threads."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutboxUnavailable
+from ..process import ForkLock
+from .recovery import Recovery, is_damage, quarantine
+from .schema import open_file
+
+__all__ = ["Connection", "Recovered"]
+
+
+class Recovered(OutboxUnavailable):
+    """The file was damaged and is in quarantine; a new one with what could be read is in its place: try again."""
+
+
+class Connection:
+    """The process's one connection; its threads queue here, not in SQLite's sleeping busy loop.
+
+    :param path: the file; it is made if it is not there.
+    :param on_recovery: called when this process has recovered a damaged file, after the connection is free again.
+    """
+
+    def __init__(self, path: Path, on_recovery: Callable[[Recovery], None]) -> None:
+        self._path = path
+        self._on_recovery = on_recovery
+        # SQLite remembers in the memory of a process what it has locked. A child born within a transaction of another
+        # thread would always believe that its own process holds those locks: it could never write.
+        self._lock = ForkLock()
+        self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._patience: float | None = None  # what SQLite was last given as its busy timeout
+        self._unreported: list[Recovery] = []
+
+    @contextmanager
+    def transaction(self, patience: float) -> Iterator[sqlite3.Connection]:
+        """A write transaction: committed and synced to disk when the block ends, undone when it raises.
+
+        :param patience: as of :meth:`reading`, which also says what is raised.
+        """
+        with self.reading(patience) as db:
+            # A plain BEGIN would read first and fail at once, busy timeout or not, when another process writes.
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def reading(self, patience: float) -> Iterator[sqlite3.Connection]:
+        """The connection, exclusively.
+
+        :param patience: seconds to wait for other threads, and again for other processes.
+        :raises Recovered: the file was damaged; there is a new one.
+        :raises OutboxUnavailable: SQLite refused, for any other reason.
+        """
+        if not self._lock.acquire(timeout=patience):
+            raise OutboxUnavailable(f"The outbox {self._path} was busy in this process for {patience:g} seconds.")
+        try:
+            yield self._opened(patience)
+        except (sqlite3.Error, OSError) as error:
+            raise self._handled(error) from error
+        finally:
+            unreported, self._unreported = self._unreported, []
+            self._lock.release()
+            for recovery in unreported:
+                self._on_recovery(recovery)
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it again."""
+        with self._lock:
+            self._let_go()
+
+    def __del__(self) -> None:
+        # Test suites make an application, and so an outbox, for each test, and drop it as it is.
+        self._let_go()
+
+    def _opened(self, patience: float) -> sqlite3.Connection:
+        file = _identity(self._path)
+        if self._db is None or file != self._file:  # another process has quarantined it, or it was moved
+            self._let_go()
+            self._db, self._file = self._open(patience), file or _identity(self._path)
+        if self._patience != patience:
+            self._db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+            self._patience = patience
+        return self._db
+
+    def _open(self, patience: float) -> sqlite3.Connection:
+        try:
+            return open_file(self._path, patience)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._recover()
+            return open_file(self._path, patience)
+
+    def _recover(self) -> None:
+        recovery = quarantine(self._path)
+        if recovery is not None:  # else another process was faster
+            self._unreported.append(recovery)
+
+    def _handled(self, error: Exception) -> OutboxUnavailable:
+        """What to raise for ``error``; a damaged file is recovered first."""
+        if is_damage(error):
+            self._let_go()
+            with suppress(sqlite3.Error, OSError):  # a full disk; the next one to meet the damage tries again
+                self._recover()
+                return Recovered(f"The outbox {self._path} was damaged and is in quarantine: {error}.")
+        advice = "See that its directory exists, is writable for this user and is on a local disk with free space."
+        return OutboxUnavailable(f"The outbox {self._path} cannot be used: {error}. {advice}")
+
+    def _let_go(self) -> None:
+        db, self._db, self._patience = self._db, None, None
+        if db is not None:
+            db.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None where there is no file."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,224 @@
+"""The wire: the three encodings, held against the specification's own examples, and Katalys' rules of a message."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from urllib.parse import parse_qsl
+
+import pytest
+
+from katalys_wsgi.conversion.order import ORDER_STATUSES
+from katalys_wsgi.conversion.wire import WIRES, wire_problems
+
+from .support import SITE_ID, TWELVE_KEYS, fields_of, make_conversion, make_postback, make_update
+
+# --- Katalys' Server-to-Server Implementation, copied as it stands -----------------------------------------------
+
+JSON_EXAMPLE = """
+{
+    "type": "force_convert",
+    "site_id": "{katalys_tracking_id}",
+    "order_id": "{your_crm_order_id}",
+    "email_address": "{email_address}",
+    "sale_amount": "{sale_amount}",
+    "subtotal_amount": "{subtotal_amount}",
+    "client_ip": "{client_ip_address}",
+    "user_agent": "{client_user_agent}",
+    "discount_1_code": "{coupon_code}",
+    "transaction_id": "{katalys_transaction_id}",
+    "offer_id": "{katalys_offer_id}",
+    "aff_id": "{katalys_aff_id}"
+}
+"""
+FORM_EXAMPLE = """
+type=force_convert
+  &site_id={katalys_tracking_id}
+  &order_id={your_crm_order_id}
+  &email_address={email_address}
+  &sale_amount={sale_amount}
+  &subtotal_amount={subtotal_amount}
+  &client_ip={client_ip_address}
+  &user_agent={client_user_agent}
+  &discount_1_code={coupon_code}
+  &transaction_id={katalys_transaction_id}
+  &offer_id={katalys_offer_id}
+  &aff_id={katalys_aff_id}
+"""
+GET_EXAMPLE = """
+GET https://db.revoffers.com/v2/_tr_offline?
+  type=force_convert
+  &site_id={katalys_tracking_id}
+  &order_id={your_crm_order_id}
+  &email_address={email_address}
+  &sale_amount={sale_amount}
+  &subtotal_amount={subtotal_amount}
+  &client_ip={client_ip_address}
+  &user_agent={client_user_agent}
+  &discount_1_code={coupon_code}
+  &transaction_id={katalys_transaction_id}
+  &offer_id={katalys_offer_id}
+  &aff_id={katalys_aff_id}
+"""
+
+PLAIN_VALUES = {
+    "katalys_tracking_id": SITE_ID,
+    "your_crm_order_id": "1001",
+    "email_address": "ann@example.com",
+    "sale_amount": "59.90",
+    "subtotal_amount": "50.00",
+    "client_ip_address": "203.0.113.7",
+    "client_user_agent": "Mozilla/5.0 (X11; Linux x86_64) Test/1.0",
+    "coupon_code": "SPRING",
+    "katalys_transaction_id": "1234abcd",
+    "katalys_offer_id": "1234",
+    "katalys_aff_id": "5678",
+}
+ENCODED_VALUES = PLAIN_VALUES | {
+    "email_address": "ann%40example.com",
+    "client_user_agent": "Mozilla%2F5.0+%28X11%3B+Linux+x86_64%29+Test%2F1.0",
+}
+
+
+def filled(example: str, values: dict[str, str]) -> bytes:
+    """The example without its white space, which "is to make the request easy to read", and with our values."""
+    compact = re.sub(r"\s", "", example)
+    return re.sub(r"{(\w+)}", lambda variable: values[variable[1]], compact).encode()
+
+
+# --- the specification's examples ---
+
+
+def test_the_json_body_is_the_examples() -> None:
+    wire = WIRES["json"]
+
+    assert wire.encode(make_postback().payload) == filled(JSON_EXAMPLE, PLAIN_VALUES)
+    assert (wire.method, wire.content_type) == ("POST", "application/json")
+
+
+def test_the_form_body_is_the_examples() -> None:
+    wire = WIRES["form"]
+
+    assert wire.encode(make_postback().payload) == filled(FORM_EXAMPLE, ENCODED_VALUES)
+    assert (wire.method, wire.content_type) == ("POST", "application/x-www-form-urlencoded")
+
+
+def test_the_query_of_a_get_is_the_examples() -> None:
+    wire = WIRES["get"]
+    address = filled(GET_EXAMPLE, ENCODED_VALUES)
+
+    assert b"GEThttps://db.revoffers.com/v2/_tr_offline?" + wire.encode(make_postback().payload) == address
+    assert (wire.method, wire.content_type) == ("GET", None)
+
+
+def test_only_a_post_is_confirmed() -> None:
+    """The specification of GET: "This type of request will always return a 204 response"."""
+    assert {name: wire.confirms for name, wire in WIRES.items()} == {"json": True, "form": True, "get": False}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_every_wire_is_ascii_and_loses_no_character(wire: str) -> None:
+    odd = 'Grüße, 世界 😀 "quoted" \\ & = + % # \x00\r\n'
+    encoded = WIRES[wire].encode(make_postback(user_agent=odd).payload)
+    decoded = json.loads(encoded) if wire == "json" else dict(parse_qsl(encoded.decode("ascii")))
+
+    assert encoded.isascii()
+    assert decoded["user_agent"] == odd
+    assert not re.search(rb"[\x00-\x20\x7f]", encoded.replace(b" ", b"") if wire == "json" else encoded)
+
+
+# --- the rules of a message ---
+
+
+def sound(**changes: object) -> dict[str, object]:
+    """A message without problems, with changes; a change to None takes the key out."""
+    fields = {**fields_of(make_postback()), **changes}
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(sound(), id="conversion"),
+        pytest.param(sound(type="offline_conv"), id="offline_conv"),
+        pytest.param(sound(transaction_id=None), id="pair"),
+        pytest.param(sound(offer_id=None, aff_id=None), id="transaction"),
+        pytest.param(sound(discount_1_code="", user_agent="", client_ip=""), id="empty-where-that-is-allowed"),
+        pytest.param(sound(client_ip="2001:db8::1"), id="ipv6"),
+        pytest.param(sound(sale_amount=59.9, subtotal_amount=50), id="numbers"),
+        pytest.param(sound(order_time="@1795350600", currency="EUR", order_count="2"), id="optional-ones"),
+        *(pytest.param(sound(order_status=status), id=status) for status in ORDER_STATUSES),
+        pytest.param(sound(anything_else="is Katalys' business"), id="unknown-key"),
+        pytest.param(fields_of(make_update(order_status="paid")), id="update"),
+        pytest.param(fields_of(make_update(vid="v-1")), id="update-of-another-field"),
+    ],
+)
+def test_a_sound_message_has_no_problems(fields: dict[str, object]) -> None:
+    assert wire_problems(fields) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        *(
+            pytest.param(sound(**{key: None}), [key], id=f"no {key}")
+            for key in TWELVE_KEYS
+            if key not in ("transaction_id", "offer_id", "aff_id")
+        ),
+        *(
+            pytest.param(sound(**{key: ""}), [key], id=f"empty {key}")
+            for key in ("type", "site_id", "order_id", "email_address", "sale_amount", "subtotal_amount")
+        ),
+        pytest.param(sound(transaction_id=None, offer_id=None), ["transaction_id"], id="no-offer"),
+        pytest.param(sound(transaction_id=None, aff_id=None), ["transaction_id"], id="no-affiliate"),
+        pytest.param(sound(transaction_id="", offer_id="", aff_id="5678"), ["transaction_id"], id="empty-ids"),
+        pytest.param(sound(type="convert"), ["type"], id="unknown-type"),
+        pytest.param(sound(type=["force_convert"]), ["type", "type"], id="type-is-a-list"),
+        pytest.param(sound(sale_amount="59,90"), ["sale_amount"], id="comma"),
+        pytest.param(sound(sale_amount="$59.90"), ["sale_amount"], id="currency-sign"),
+        pytest.param(sound(sale_amount="1e3"), ["sale_amount"], id="exponent"),
+        pytest.param(sound(sale_amount="-1"), ["sale_amount"], id="negative"),
+        pytest.param(sound(sale_amount=float("nan")), ["sale_amount"], id="not-a-number"),
+        pytest.param(sound(sale_amount="٣"), ["sale_amount"], id="other-digits"),
+        pytest.param(sound(tax_amount="x", shipping_amount="y"), ["tax_amount", "shipping_amount"], id="two"),
+        pytest.param(sound(discount_12_amount="x"), ["discount_12_amount"], id="discount"),
+        pytest.param(sound(line_item_2_price="x"), ["line_item_2_price"], id="price"),
+        pytest.param(sound(line_item_2_qty="x"), ["line_item_2_qty"], id="quantity"),
+        pytest.param(sound(client_ip="localhost"), ["client_ip"], id="host-name"),
+        pytest.param(sound(client_ip="203.0.113.7:80"), ["client_ip"], id="port"),
+        pytest.param(sound(order_count="0"), ["order_count"], id="count-from-1"),
+        pytest.param(sound(order_status="sent"), ["order_status"], id="status"),
+        pytest.param(sound(order_time="2026-11-22"), ["order_time"], id="date"),
+        pytest.param(sound(currency="euro"), ["currency"], id="currency"),
+        pytest.param(sound(currency="eur"), ["currency"], id="currency-in-lower-case"),
+        pytest.param(sound(sale_amount="9" * 31), ["sale_amount"], id="31-digits"),
+        pytest.param(sound(vid={"a": "b"}), ["vid"], id="object"),
+        pytest.param(sound(vid=["a"]), ["vid"], id="list"),
+        pytest.param(sound(vid=True), ["vid"], id="boolean"),
+        pytest.param({"type": "offline_conv", "site_id": SITE_ID, "order_id": "1"}, ["order_status"], id="nothing"),
+        pytest.param({"type": "offline_conv", "vid": "1"}, ["site_id", "order_id"], id="update-of-no-order"),
+        pytest.param(
+            {},
+            [
+                "type", "site_id", "order_id", "email_address", "sale_amount", "subtotal_amount", "client_ip",
+                "user_agent", "discount_1_code", "transaction_id",
+            ],
+            id="everything",
+        ),
+    ],
+)  # fmt: skip
+def test_everything_wrong_is_named_by_its_key(fields: dict[str, object], wrong: list[str]) -> None:
+    assert [problem.partition(":")[0] for problem in wire_problems(fields)] == wrong
+
+
+def test_null_is_a_problem() -> None:
+    assert [problem.partition(":")[0] for problem in wire_problems({**sound(), "vid": None})] == ["vid"]
+
+
+def test_the_message_of_a_valid_conversion_has_no_problems() -> None:
+    """The two sets of rules, the shop's and the wire's, agree."""
+    for amount in (0, "0.00", 10**14, Decimal("0.000001")):
+        conversion = make_conversion(sale_amount=amount, subtotal_amount=amount)
+
+        assert conversion.problems() == wire_problems(fields_of(make_postback(conversion))) == []
