@@ -562,6 +562,26 @@ class TestDeliver:
         assert len(sandbox.collector.wait_for(2)) == 2
         assert thread.is_alive()
 
+    def test_a_child_of_a_stopped_process_delivers(self, tracker: Tracker, options: dict[str, Any]) -> None:
+        script = """
+            import json, os, sys
+            from katalys_wsgi import Tracker
+            tracker = Tracker(**json.loads(sys.argv[1]))
+            tracker.stop()
+            if os.fork() == 0:
+                print(tracker.drain().settled, flush=True)
+                os._exit(0)
+            status = os.wait()[1]
+            print(status, tracker.drain().settled)
+        """
+        record_three(tracker)
+        child = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(script), json.dumps(options)],
+            check=True, timeout=20, cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+
+        assert child.stdout.splitlines() == ["3", "0 0"]
+
     def test_close_ends_it_in_another_thread(self, tracker: Tracker, sandbox: Sandbox, deliver: MakeThread) -> None:
         arrive(tracker).record(make_conversion())
         thread = deliver(tracker)
