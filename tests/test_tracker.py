@@ -434,12 +434,14 @@ class TestDrain:
         assert tracker.drain(5) == Drained(buried=1)
 
     def test_the_settings_and_the_clock_reach_the_relay(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
-        """A week by the tracker's clock, not by the machine's."""
-        clock = Clock()
+        """The row is a day old by the tracker's clock, not by the machine's."""
+        clock = Clock(1_000_000_000.0)
         tracker = make_tracker(clock=clock, give_up_after=timedelta(days=1))
         arrive(tracker).record(make_conversion())
-        clock.advance(timedelta(days=7))
         sandbox.collector.misbehave(Misbehaviour.status(503))
+        assert tracker.drain() == Drained(postponed=1)
+
+        clock.advance(timedelta(days=1))
 
         assert tracker.drain() == Drained(buried=1)
         assert tracker.outbox.history("1001")[0].finished_at == clock.now
@@ -455,16 +457,16 @@ MakeThread = Callable[[Tracker], threading.Thread]
 @pytest.fixture
 def deliver() -> Iterator[MakeThread]:
     """Calls ``deliver()`` of a tracker in a thread of its own, which ends with the test."""
-    begun: list[tuple[Tracker, threading.Thread]] = []
+    started: list[tuple[Tracker, threading.Thread]] = []
 
     def start(tracker: Tracker) -> threading.Thread:
-        thread = threading.Thread(target=tracker.deliver)
-        begun.append((tracker, thread))
+        thread = threading.Thread(target=tracker.deliver, daemon=True)
+        started.append((tracker, thread))
         thread.start()
         return thread
 
     yield start
-    for tracker, thread in begun:
+    for tracker, thread in started:
         tracker.stop()
         thread.join(10)
         assert not thread.is_alive()
@@ -520,7 +522,7 @@ class TestDeliver:
         record_three(tracker)
         sandbox.collector.misbehave(Misbehaviour.slow(0.3))
         drained: list[Drained] = []
-        thread = threading.Thread(target=lambda: drained.append(tracker.drain()))
+        thread = threading.Thread(target=lambda: drained.append(tracker.drain()), daemon=True)
         thread.start()
         wait_until(lambda: sandbox.collector.received)
 
@@ -531,7 +533,7 @@ class TestDeliver:
 
     @pytest.mark.parametrize("used_before", [False, True])
     def test_stopped_before_it_returns_at_once(self, tracker: Tracker, sandbox: Sandbox, used_before: bool) -> None:
-        """The signal may arrive before the loop has begun."""
+        """The signal may arrive before the loop does."""
         if used_before:
             tracker.drain()
         record_three(tracker)
@@ -559,6 +561,26 @@ class TestDeliver:
         thread = deliver(tracker)
         assert len(sandbox.collector.wait_for(2)) == 2
         assert thread.is_alive()
+
+    def test_a_child_of_a_stopped_process_delivers(self, tracker: Tracker, options: dict[str, Any]) -> None:
+        script = """
+            import json, os, sys
+            from katalys_wsgi import Tracker
+            tracker = Tracker(**json.loads(sys.argv[1]))
+            tracker.stop()
+            if os.fork() == 0:
+                print(tracker.drain().settled, flush=True)
+                os._exit(0)
+            status = os.wait()[1]
+            print(status, tracker.drain().settled)
+        """
+        record_three(tracker)
+        child = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(script), json.dumps(options)],
+            check=True, timeout=20, cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+
+        assert child.stdout.splitlines() == ["3", "0 0"]
 
     def test_close_ends_it_in_another_thread(self, tracker: Tracker, sandbox: Sandbox, deliver: MakeThread) -> None:
         arrive(tracker).record(make_conversion())
@@ -699,7 +721,7 @@ class TestDeliveryThread:
         sandbox.collector.misbehave(Misbehaviour.hang(), times=1)
         arrive(tracker).record(make_conversion("1001"))
         wait_until(lambda: sandbox.collector.received)
-        closing = threading.Thread(target=tracker.close)
+        closing = threading.Thread(target=tracker.close, daemon=True)
         closing.start()
         time.sleep(0.1)
         with Stopwatch() as watch:
