@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import (
+    ClickMiddleware,
     ConfigurationError,
     Event,
     InvalidToken,
+    MiddlewareMissing,
     OutboxUnavailable,
     Outcome,
     Record,
@@ -34,6 +36,7 @@ from katalys_wsgi.delivery.relay import Drained
 from katalys_wsgi.outbox import State
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
+from katalys_wsgi.visit import TRACKER
 
 from .support import (
     BUYER_AGENT,
@@ -797,3 +800,54 @@ def test_the_sandbox_is_all_that_is_reached(sandbox: Sandbox, tracker: Tracker) 
     """The fixture's endpoint is loopback; the real one is never an accident away."""
     assert tracker.settings.endpoint == sandbox.endpoint
     assert sandbox.endpoint.startswith("http://127.0.0.1:")
+
+
+class TestForgottenMiddleware:
+    """It must not look like a shop without affiliates."""
+
+    def unseen(self, query: str = LINK) -> dict[str, Any]:
+        environ = make_environ(query)
+        del environ[TRACKER]
+        return environ
+
+    def test_it_is_logged_once_at_error(
+        self, make_observed: MakeTracker, events: list[Event], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tracker = make_observed()
+        for _ in range(3):
+            tracker.visit(self.unseen())
+
+        assert names(events) == ["middleware_missing"]
+        (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert "ClickMiddleware" in line.getMessage()
+
+    def test_if_strict_it_raises(self, make_tracker: MakeTracker) -> None:
+        with pytest.raises(MiddlewareMissing, match="middleware"):
+            make_tracker(strict=True).visit(self.unseen())
+        with pytest.raises(RuntimeError, match="ClickMiddleware"):
+            make_tracker().visit(self.unseen(), strict=True)
+        make_tracker(strict=True).visit(self.unseen(), strict=False)
+
+    def test_a_sale_without_a_click_says_so_in_its_reason(self, tracker: Tracker) -> None:
+        record = tracker.visit(self.unseen("")).record(make_conversion())
+
+        assert record.outcome is Outcome.NO_CLICK
+        assert "no ClickMiddleware has seen this request" in record.reason
+        assert "Middleware" not in arrive(tracker, "").record(make_conversion()).reason
+
+    def test_a_click_in_the_query_counts_all_the_same(self, tracker: Tracker) -> None:
+        assert tracker.visit(self.unseen()).record(make_conversion()).outcome is Outcome.RECORDED
+
+    def test_behind_the_middleware_nothing_is_missing(self, make_observed: MakeTracker, events: list[Event]) -> None:
+        tracker = make_observed(strict=True)
+        environ = self.unseen()
+
+        def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            tracker.visit(environ)
+            start_response("200 OK", [])
+            return []
+
+        ClickMiddleware(app, tracker)(environ, lambda *_: lambda _: None)
+
+        assert names(events) == []
+        assert environ["katalys_wsgi.tracker"] is tracker
