@@ -5,9 +5,12 @@ from .attribution.click import Click
 from .conversion.order import Conversion, Discount, LineItem, OrderUpdate
 from .errors import (
     ConfigurationError,
+    ForeignFile,
     InvalidConversion,
     InvalidToken,
     KatalysError,
+    MiddlewareMissing,
+    OutboxMissing,
     OutboxUnavailable,
     UnusableConnection,
 )
@@ -24,12 +27,15 @@ __all__ = [
     "Conversion",
     "Discount",
     "Event",
+    "ForeignFile",
     "Hook",
     "InvalidConversion",
     "InvalidToken",
     "KatalysError",
     "LineItem",
+    "MiddlewareMissing",
     "OrderUpdate",
+    "OutboxMissing",
     "OutboxUnavailable",
     "Outcome",
     "Record",

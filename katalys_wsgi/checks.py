@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from .outbox import Outbox
 
 __all__ = [
-    "ENDPOINT", "LONGEST_WINDOW", "Check", "Consent", "boolean", "boolean_or_auto", "choice", "consent", "cookie_domain",
-    "cookie_name", "duration", "endpoint", "is_on_this_machine", "outbox", "secret_keys", "site_id", "sources",
-    "whole",
+    "ENDPOINT", "LONGEST_WINDOW", "Check", "Consent", "boolean", "boolean_or_auto", "choice", "consent",
+    "cookie_domain", "cookie_name", "duration", "endpoint", "is_on_this_machine", "outbox", "secret_keys", "site_id",
+    "sources", "whole",
 ]  # fmt: skip
 
 #: The address of the specification; see "HTTP Request Details" in Katalys' Server-to-Server Implementation.

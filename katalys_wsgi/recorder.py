@@ -51,23 +51,14 @@ class Recorder:
 
     def record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
         """See :meth:`Visit.record <katalys_wsgi.Visit.record>`."""
-
-        def record() -> Record:
-            _check_type(conversion, Conversion, "record")
-            return self._record(visit, conversion, connection)
-
-        return self._guarded(record, conversion, strict=visit.strict)
+        return self._guarded(lambda: self._record(visit, conversion, connection), conversion, strict=visit.strict)
 
     def record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
         """See :meth:`Visit.record_update <katalys_wsgi.Visit.record_update>`."""
-
-        def record() -> Record:
-            _check_type(update, OrderUpdate, "record_update")
-            return self._record_update(visit, update, connection)
-
-        return self._guarded(record, update, strict=visit.strict)
+        return self._guarded(lambda: self._record_update(visit, update, connection), update, strict=visit.strict)
 
     def _guarded(self, record: Callable[[], Record], order: object, *, strict: bool) -> Record:
+        """What ``record`` answers; or, unless strict, that the sale of ``order`` is lost because it raised."""
         try:
             return record()
         except Exception as error:
@@ -78,6 +69,8 @@ class Recorder:
             self._wake()
 
     def _record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
+        """A conversion's way: is it ours to report, what does it say, and into which transaction does it go."""
+        _check_type(conversion, Conversion, "record")
         problems = _problems(conversion, strict=visit.strict)
         if visit.no_consent:
             return Record(Outcome.NO_CONSENT, reason="the visitor did not consent")
@@ -97,6 +90,7 @@ class Recorder:
         return self._write(visit, connection, self._add, postback, problems)
 
     def _record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
+        _check_type(update, OrderUpdate, "record_update")
         problems = _problems(update, strict=visit.strict)
         postback = Postback.from_update(update, site_id=self._settings.site_id, email_key=self._email_key)
         return self._write(visit, connection, self._add_update, postback, problems)
@@ -125,6 +119,10 @@ class Recorder:
         return self._add(postback, problems, connection, strict=strict)
 
     def _add(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
+        """Keep ``postback`` in the outbox, as a dead letter if it has problems.
+
+        :param strict: raise where the outbox cannot be written, instead of sending directly.
+        """
         try:
             added = self._outbox.add(postback, problems=problems, connection=connection)
         except OutboxUnavailable as error:
@@ -178,6 +176,7 @@ class _WrongCall(KatalysError, TypeError):
 
 
 def _check_type(order: object, kind: type, verb: str) -> None:
+    """Refuse what is not of ``kind``, saying what to pass instead."""
     if isinstance(order, kind):
         return
     hint = {Conversion: "; use record() for it", OrderUpdate: "; use record_update() for it"}.get(type(order), "")
@@ -191,6 +190,7 @@ def _to_correct(problems: Sequence[str]) -> str:
 
 
 def _problems(order: Conversion | OrderUpdate, *, strict: bool) -> list[str]:
+    """What is wrong with ``order``; if strict, InvalidConversion is raised instead."""
     problems = order.problems()
     if problems and strict:
         raise InvalidConversion(_order_id(order), problems)
@@ -215,6 +215,7 @@ def _described(error: Exception) -> str:
 
 
 def _send(settings: Settings, payload: str) -> Receipt:
+    """One attempt, within :data:`DIRECT_DEADLINE`."""
     with IMPORTS:
         from .delivery.sender import Sender  # loads requests, which the shop's pages otherwise do without
     with closing(Sender(settings)) as sender:

@@ -70,7 +70,7 @@ class Tracker:
         self._announce = OncePerProcess(self._log_start)
         self._relay = PerProcess(self._make_relay)
         self._thread = PerProcess(lambda: RelayThread(self._make_relay, self._events))
-        self._is_stopping = False
+        self._stopped_pid: int | None = None  # a child of the process that was stopped delivers
         self._tokens = VisitTokens(settings.secret_key)
         self._arrivals = ArrivalReader(
             ClickCookie(
@@ -228,7 +228,7 @@ class Tracker:
         """Deliver, in the calling thread, until :meth:`stop`; what ``katalys-wsgi deliver`` does."""
         self._announce()
         relay = self._relay.get()
-        if not self._is_stopping:
+        if self._stopped_pid != os.getpid():
             relay.run()
 
     def drain(self, at_most: timedelta | float | None = None) -> Drained:
@@ -240,7 +240,7 @@ class Tracker:
         """
         self._announce()
         relay = self._relay.get()
-        if self._is_stopping:
+        if self._stopped_pid == os.getpid():
             at_most = 0
         return relay.drain(at_most.total_seconds() if isinstance(at_most, timedelta) else at_most)
 
@@ -249,7 +249,7 @@ class Tracker:
 
         Safe to call in a signal handler. From then on they begin no row in this process, until :meth:`close`.
         """
-        self._is_stopping = True
+        self._stopped_pid = os.getpid()
         relay = self._relay.peek()
         if relay is not None:
             relay.stop()
@@ -257,7 +257,7 @@ class Tracker:
     def close(self) -> None:
         """Stop delivery after the rows in progress, and close connections; the next use starts anew."""
         thread, relay = self._thread.discard(), self._relay.discard()
-        self._is_stopping = False
+        self._stopped_pid = None
         if relay is not None:
             relay.stop()
         if thread is not None:  # a page that records meanwhile does not wait: it starts a thread of its own

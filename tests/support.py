@@ -122,8 +122,8 @@ def rows(tracker: Tracker, order_id: str = "1001") -> list[tuple[str, str]]:
 
 
 def names(events: list[Event]) -> list[str]:
-    """The names of events, oldest first."""
-    return [event.name for event in events]
+    """The names of events, oldest first, but for the line that each process starts with."""
+    return [event.name for event in events if event.name != "tracker_started"]
 
 
 def cookie_of(headers: list[tuple[str, str]]) -> str | None:

@@ -322,7 +322,8 @@ sys.modules["fcntl"] = None  # as on Windows: importing it raises ImportError
 import katalys_wsgi
 from katalys_wsgi.outbox.memory import MemoryOutbox
 options = {"site_id": "KA-1A2B3C4", "secret_key": "kf83jf9s0d8fj3kd93jd8s7g6h5j4k3l2"}
-assert katalys_wsgi.Tracker(**options, outbox=MemoryOutbox()).visit({"QUERY_STRING": ""}).click is None
+tracker = katalys_wsgi.Tracker(**options, outbox=MemoryOutbox())
+assert tracker.visit({"QUERY_STRING": "", "katalys_wsgi.tracker": tracker}).click is None
 try:
     katalys_wsgi.Tracker(**options)
 except katalys_wsgi.ConfigurationError as error:

@@ -22,7 +22,7 @@ from katalys_wsgi.outbox import State
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .support import SECRET, SITE_ID, Stopwatch, make_postback, wait_until
+from .support import SECRET, SITE_ID, Stopwatch, make_postback, names, wait_until
 
 PATIENCE = 5.0
 
@@ -69,10 +69,6 @@ def record(outbox: SQLiteOutbox, order_id: object = "1001") -> None:
 
 def state(outbox: SQLiteOutbox, order_id: object = "1001") -> State:
     return outbox.history(str(order_id))[0].state
-
-
-def names(events: list[Event]) -> list[str]:
-    return [event.name for event in events]
 
 
 def running() -> list[threading.Thread]:

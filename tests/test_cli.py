@@ -175,7 +175,7 @@ def test_what_a_command_line_must_not_hold_is_no_option(run: Run, setting: str) 
 
 
 def test_a_wrong_setting_is_reported_in_one_line(operate: Run) -> None:
-    assert operate("deliver", "--wire", "smoke") == (2, "", "KATALYS_WIRE is 'smoke'; choose json or form or get.\n")
+    assert operate("deliver", "--wire", "smoke") == (2, "", "wire= is 'smoke'; choose json or form or get.\n")
 
 
 def test_an_outbox_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path, operate: Run) -> None:

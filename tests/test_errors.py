@@ -13,9 +13,12 @@ import katalys_wsgi
 from katalys_wsgi import errors
 from katalys_wsgi.errors import (
     ConfigurationError,
+    ForeignFile,
     InvalidConversion,
     InvalidToken,
     KatalysError,
+    MiddlewareMissing,
+    OutboxMissing,
     OutboxUnavailable,
     UnusableConnection,
 )
@@ -24,7 +27,10 @@ EXAMPLES = [
     ConfigurationError(["site_id= is missing.", "secret_key= is missing."]),
     InvalidConversion("1001", ["sale_amount: is missing", "currency: is not a currency"]),
     InvalidToken("The visit's token cannot be read."),
+    MiddlewareMissing("No middleware has seen this request."),
     OutboxUnavailable("The outbox cannot be used."),
+    OutboxMissing("No outbox at /srv/shop/outbox.db."),
+    ForeignFile("/etc/hosts is not an outbox."),
     UnusableConnection("connection= needs the outbox in the shop's database."),
 ]
 
@@ -54,7 +60,10 @@ def test_everything_raised_on_purpose_is_a_katalys_error(error: Exception) -> No
         pytest.param(ConfigurationError, ValueError, id="ConfigurationError"),
         pytest.param(InvalidConversion, ValueError, id="InvalidConversion"),
         pytest.param(InvalidToken, ValueError, id="InvalidToken"),
+        pytest.param(MiddlewareMissing, RuntimeError, id="MiddlewareMissing"),
         pytest.param(OutboxUnavailable, RuntimeError, id="OutboxUnavailable"),
+        pytest.param(OutboxMissing, OutboxUnavailable, id="OutboxMissing"),
+        pytest.param(ForeignFile, OutboxUnavailable, id="ForeignFile"),
         pytest.param(UnusableConnection, TypeError, id="UnusableConnection"),
     ],
 )

@@ -270,8 +270,9 @@ def _deliver_from_a_folder(stage: Stage) -> None:
 
     def stop(event: Event) -> None:
         stage.events.append(event)
-        hook_seen.set()
-        other.stop()
+        if event.name == "outbox_unavailable":
+            hook_seen.set()
+            other.stop()
 
     other = Tracker(**{**stage.options, "outbox": stage.folder}, hooks=[stop])
     stage.trackers.append(other)
@@ -322,6 +323,8 @@ def _update(stage: Stage, *statuses: str) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Stage], object]] = {
+    "tracker_started": lambda stage: stage.tracker().drain(),
+    "middleware_missing": lambda stage: stage.tracker().visit({"QUERY_STRING": LINK}),
     "cookie_unreadable": lambda stage: stage.tracker().visit(make_environ(cookie="katalys_click=forged")),
     "consent_failed": lambda stage: stage.tracker(consent=_refuse).visit(make_environ(LINK)),
     "proxy_ignored": lambda stage: stage.tracker().visit(
@@ -343,6 +346,7 @@ SCENARIOS: dict[str, Callable[[Stage], object]] = {
     "postback_delivered": lambda stage: stage.bought().drain(),
     "postback_postponed": lambda stage: _drain_answered(stage, 503),
     "postback_buried": lambda stage: _drain_answered(stage, 400),
+    "delivery_held": lambda stage: stage.bought(endpoint="https://collector.invalid/", live=False).drain(),
     "endpoint_paused": lambda stage: _drain_answered(stage, 404),
     "endpoint_resumed": _resume,
     "relay_failed": _fail_in_the_relay,

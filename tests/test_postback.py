@@ -476,7 +476,6 @@ def test_a_wrong_value_is_written_as_it_stands(changes: dict[str, Any], key: str
     "changes",
     [
         pytest.param({"discounts": 5}, id="discounts-is-a-number"),
-        pytest.param({"discounts": None}, id="discounts-is-nothing"),
         pytest.param({"discounts": "SPRING"}, id="discounts-is-a-string"),
         pytest.param({"discounts": [None, 5, object()]}, id="strange-coupons"),
         pytest.param({"discounts": [Discount("A", object())]}, id="strange-discount"),  # type: ignore[arg-type]

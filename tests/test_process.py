@@ -140,7 +140,7 @@ def test_without_a_limit_it_waits_for_the_release() -> None:
         order.append("the other's")
         lock.release()
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     with lock:
         thread.start()
         time.sleep(0.05)
@@ -329,7 +329,7 @@ def hold():
         let_go.wait(timeout=10)
         say("released")
 
-thread = threading.Thread(target=hold)
+thread = threading.Thread(target=hold, daemon=True)
 thread.start()
 holds.wait(timeout=10)
 """
@@ -398,7 +398,7 @@ def test_a_child_born_during_an_import_can_import_the_same(tmp_path: Path) -> No
             with process.IMPORTS:
                 import slow
 
-        thread = threading.Thread(target=load)
+        thread = threading.Thread(target=load, daemon=True)
         thread.start()
         begun.wait(timeout=10)
         pid = os.fork()

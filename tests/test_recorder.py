@@ -63,6 +63,33 @@ def levels(events: list[Event]) -> list[tuple[str, int]]:
     return [(event.name, event.level) for event in events]
 
 
+class SharedOutbox(SQLiteOutbox):
+    """Plays an outbox in the shop's database: it joins any connection, and notes which it was given.
+
+    While ``error`` is set, adding raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.joined: list[object] = []
+        self.error: Exception | None = None
+
+    def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
+        self.joined.append(connection)
+        if self.error is not None:
+            raise self.error
+        return super().add(postback, problems=problems)
+
+    def history(self, order_id: str, *, connection: Any = None) -> list[Entry]:
+        self.joined.append(connection)
+        return super().history(order_id)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SharedOutbox:
+    return SharedOutbox(tmp_path / "shared.db")
+
+
 class TestOutcomes:
     def test_recorded(self, make_observed: MakeTracker, events: list[Event]) -> None:
         tracker = make_observed()
@@ -291,17 +318,22 @@ class TestStrict:
         assert sandbox.collector.received == ()
 
     def test_an_adapter_may_turn_it_on_for_one_visit(self, tracker: Tracker) -> None:
-        faulty = make_conversion(sale_amount=None)
+        invalid = make_conversion(sale_amount=None)
 
         with pytest.raises(InvalidConversion):
-            tracker.visit(make_environ(LINK), strict=True).record(faulty)
-        assert arrive(tracker).record(faulty).outcome is Outcome.INVALID
+            tracker.visit(make_environ(LINK), strict=True).record(invalid)
+        assert arrive(tracker).record(invalid).outcome is Outcome.INVALID
 
-    def test_a_mistake_in_the_code_raises(self, make_tracker: MakeTracker) -> None:
-        order: Any = "1001"
+    @pytest.mark.parametrize("wrong", ["1001", {"order_id": "1001"}, None, OrderUpdate("1001", order_status="paid")])
+    def test_what_is_no_conversion_raises_and_says_what_to_pass(self, make_tracker: MakeTracker, wrong: Any) -> None:
+        with pytest.raises(TypeError, match=rf"record\(\) takes Conversion\(.*not {type(wrong).__name__}"):
+            arrive(make_tracker(strict=True)).record(wrong)
 
-        with pytest.raises(AttributeError):
-            arrive(make_tracker(strict=True)).record(order)
+    def test_what_is_no_update_raises_and_says_what_to_pass(self, make_tracker: MakeTracker) -> None:
+        wrong: Any = make_conversion()
+
+        with pytest.raises(TypeError, match=r"takes OrderUpdate\(.*not Conversion; use record\(\) for it"):
+            arrive(make_tracker(strict=True)).record_update(wrong)
 
     def test_an_update_raises(self, make_tracker: MakeTracker) -> None:
         with pytest.raises(InvalidConversion):
@@ -398,7 +430,7 @@ class TestUpdates:
 
 
 class TestDeferral:
-    """An adapter hands the writing to the shop's transaction manager."""
+    """An adapter leaves the writing to the shop's transaction manager."""
 
     def test_it_is_written_at_the_commit(self, tracker: Tracker) -> None:
         waiting: Waiting = []
@@ -458,6 +490,27 @@ class TestDeferral:
 
         assert [commit().outcome for commit in waiting] == [Outcome.LOST, Outcome.LOST]
         assert [event.fields["order_id"] for event in events] == ["1001", "1001"]
+
+    def test_an_error_of_the_outbox_at_the_commit_does_not_raise_either(
+        self, make_tracker: MakeTracker, shared: SharedOutbox
+    ) -> None:
+        shared.error = ZeroDivisionError()
+        waiting: Waiting = []
+        visit = make_tracker(outbox=shared).visit(make_environ(LINK), strict=True, defer=waiting.append)
+        visit.record(make_conversion())
+
+        assert [commit().outcome for commit in waiting] == [Outcome.LOST]
+
+    def test_if_the_outbox_cannot_be_written_at_the_commit_it_is_sent_directly(
+        self, make_tracker: MakeTracker, tmp_path: Path, sandbox: Sandbox
+    ) -> None:
+        """The order is committed, so the sale is one, strict or not."""
+        waiting: Waiting = []
+        tracker = make_tracker(outbox=f"{tmp_path}")
+        tracker.visit(make_environ(LINK), strict=True, defer=waiting.append).record(make_conversion())
+
+        assert [commit().outcome for commit in waiting] == [Outcome.SENT_DIRECTLY]
+        assert len(sandbox.collector.accepted) == 1
 
     def test_an_update_is_recorded_if_its_conversion_is_deferred_before_it(
         self, tracker: Tracker, sandbox: Sandbox
@@ -581,34 +634,8 @@ class TestConnectionThatCannotBeJoined:
         assert waiting == []
 
 
-class SharedOutbox(SQLiteOutbox):
-    """Plays an outbox in the shop's database: it joins any connection, and notes which it was given.
-
-    Like one, it cannot be written while ``fails``.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.joined: list[object] = []
-        self.fails = False
-
-    def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
-        self.joined.append(connection)
-        if self.fails:
-            raise OutboxUnavailable("The outbox's database does not answer.")
-        return super().add(postback, problems=problems)
-
-    def history(self, order_id: str, *, connection: Any = None) -> list[Entry]:
-        self.joined.append(connection)
-        return super().history(order_id)
-
-
 class TestConnection:
     """``connection=`` where the outbox can join it."""
-
-    @pytest.fixture
-    def shared(self, tmp_path: Path) -> SharedOutbox:
-        return SharedOutbox(tmp_path / "shared.db")
 
     def test_a_conversion_goes_into_its_transaction(self, make_tracker: MakeTracker, shared: SharedOutbox) -> None:
         connection = object()
@@ -641,7 +668,7 @@ class TestConnection:
         self, make_observed: MakeTracker, events: list[Event], sandbox: Sandbox, shared: SharedOutbox
     ) -> None:
         """The order may yet be rolled back."""
-        shared.fails = True
+        shared.error = OutboxUnavailable("The outbox's database does not answer.")
         record = arrive(make_observed(outbox=shared)).record(make_conversion(), connection=object())
 
         assert record.outcome is Outcome.LOST

@@ -28,7 +28,7 @@ from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
 from .peer import NO_CONTENT, MakePeer
-from .support import BUYER_AGENT, BUYER_IP, SECRET, SITE_ID, Clock, Stopwatch, make_postback, wait_until
+from .support import BUYER_AGENT, BUYER_IP, SECRET, SITE_ID, Clock, Stopwatch, make_postback, names, wait_until
 
 MakeRelay = Callable[..., Relay]
 
@@ -135,10 +135,6 @@ def states(outbox: Outbox, order_ids: Sequence[object]) -> list[str]:
 
 def orders(received: Sequence[Any]) -> list[str]:
     return [one.fields["order_id"] for one in received]
-
-
-def names(events: list[Event]) -> list[str]:
-    return [event.name for event in events]
 
 
 class TestDrain:

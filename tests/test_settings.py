@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import pytest
 
@@ -47,6 +47,7 @@ def test_the_table_of_settings_is_complete() -> None:
         "secret_key": (SECRET,),
         "conversion_type": "force_convert",
         "endpoint": "https://db.revoffers.com/v2/_tr_offline",
+        "live": "auto",
         "wire": "json",
         "attribution": "last-click",
         "attribution_window": timedelta(days=30),
@@ -351,3 +352,47 @@ def test_a_trackers_outbox_is_where_the_setting_says(
     assert record.outcome is Outcome.RECORDED
     assert type(tracker.outbox) is kind
     assert path.exists()
+
+
+class TestLayers:
+    """Every adapter reads its own place first, then the environment."""
+
+    OWN: ClassVar[dict[str, object]] = {"site_id": SITE_ID, "secret_key": SECRET}
+
+    def test_the_first_place_that_gives_a_setting_wins(self) -> None:
+        settings = Settings.from_layers(
+            ({**self.OWN, "wire": "form"}, FLASK), ({"wire": "get", "strict": "on", "deadline": "5"}, ENVIRONMENT)
+        )
+
+        assert (settings.wire, settings.strict, settings.deadline.total_seconds()) == ("form", True, 5)
+
+    def test_a_problem_is_reported_in_the_spelling_of_its_place(self) -> None:
+        with pytest.raises(ConfigurationError) as raised:
+            Settings.from_layers(({"wire": "jsn"}, INI), ({"deadline": "soon", "secret_key": SECRET}, ENVIRONMENT))
+
+        assert [problem.partition(" ")[0] for problem in raised.value.problems] == [
+            "katalys.site_id", "katalys.wire", "KATALYS_DEADLINE",
+        ]  # fmt: skip
+
+    def test_what_is_given_nowhere_may_be_reported_in_another_spelling(self) -> None:
+        with pytest.raises(ConfigurationError, match="KATALYS_SITE_ID is missing"):
+            Settings.from_layers(({}, PYTHON), ({"secret_key": SECRET}, ENVIRONMENT), missing=ENVIRONMENT)
+
+    def test_a_rotated_key_is_read_as_its_place_writes_it(self) -> None:
+        """In the environment keys are separated by white space; in Python a string is one key."""
+        settings = Settings.from_layers(
+            ({"site_id": SITE_ID}, FLASK), ({"secret_key": f"{OLD_SECRET} {SECRET}"}, ENVIRONMENT)
+        )
+
+        assert settings.secret_key == (OLD_SECRET, SECRET)
+
+    @pytest.mark.parametrize("name", ["test_all", "home", "x"])
+    def test_an_environment_may_hold_names_of_others(self, name: str) -> None:
+        assert Settings.from_layers((self.OWN, FLASK), ({name: "1"}, ENVIRONMENT)).site_id == SITE_ID
+
+    @pytest.mark.parametrize(
+        ("name", "meant"), [("siteid", "site_id"), ("secretkey", "secret_key"), ("end_point", "endpoint")]
+    )
+    def test_a_misspelt_name_in_the_environment_is_refused(self, name: str, meant: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"did you mean KATALYS_{meant.upper()}?"):
+            Settings.from_layers((self.OWN, FLASK), ({name: "1"}, ENVIRONMENT))

@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import (
+    ClickMiddleware,
     ConfigurationError,
     Event,
     InvalidToken,
+    MiddlewareMissing,
     OutboxUnavailable,
     Outcome,
     Record,
@@ -34,6 +36,7 @@ from katalys_wsgi.delivery.relay import Drained
 from katalys_wsgi.outbox import State
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
+from katalys_wsgi.visit import TRACKER
 
 from .support import (
     BUYER_AGENT,
@@ -367,7 +370,7 @@ class TestHooks:
         tracker.drain()
 
         assert names(events) == ["conversion_recorded", "postback_delivered"]
-        assert all(event.fields["order_id"] == "1001" for event in events)
+        assert {event.fields["order_id"] for event in events if event.name != "tracker_started"} == {"1001"}
 
     def test_a_hook_that_raises_harms_nothing(
         self, make_tracker: MakeTracker, events: list[Event], caplog: pytest.LogCaptureFixture
@@ -380,7 +383,7 @@ class TestHooks:
         assert arrive(tracker).record(make_conversion()).outcome is Outcome.RECORDED
         assert tracker.drain().settled == 1
         assert names(events) == ["conversion_recorded", "postback_delivered"]
-        assert caplog.text.count("katalys_wsgi.hook_failed") == 2
+        assert caplog.text.count("katalys_wsgi.hook_failed") == 3
         assert "the hook is broken" in caplog.text
 
 
@@ -434,12 +437,14 @@ class TestDrain:
         assert tracker.drain(5) == Drained(buried=1)
 
     def test_the_settings_and_the_clock_reach_the_relay(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
-        """A week by the tracker's clock, not by the machine's."""
-        clock = Clock()
+        """The row is a day old by the tracker's clock, not by the machine's."""
+        clock = Clock(1_000_000_000.0)
         tracker = make_tracker(clock=clock, give_up_after=timedelta(days=1))
         arrive(tracker).record(make_conversion())
-        clock.advance(timedelta(days=7))
         sandbox.collector.misbehave(Misbehaviour.status(503))
+        assert tracker.drain() == Drained(postponed=1)
+
+        clock.advance(timedelta(days=1))
 
         assert tracker.drain() == Drained(buried=1)
         assert tracker.outbox.history("1001")[0].finished_at == clock.now
@@ -455,16 +460,16 @@ MakeThread = Callable[[Tracker], threading.Thread]
 @pytest.fixture
 def deliver() -> Iterator[MakeThread]:
     """Calls ``deliver()`` of a tracker in a thread of its own, which ends with the test."""
-    begun: list[tuple[Tracker, threading.Thread]] = []
+    started: list[tuple[Tracker, threading.Thread]] = []
 
     def start(tracker: Tracker) -> threading.Thread:
-        thread = threading.Thread(target=tracker.deliver)
-        begun.append((tracker, thread))
+        thread = threading.Thread(target=tracker.deliver, daemon=True)
+        started.append((tracker, thread))
         thread.start()
         return thread
 
     yield start
-    for tracker, thread in begun:
+    for tracker, thread in started:
         tracker.stop()
         thread.join(10)
         assert not thread.is_alive()
@@ -520,7 +525,7 @@ class TestDeliver:
         record_three(tracker)
         sandbox.collector.misbehave(Misbehaviour.slow(0.3))
         drained: list[Drained] = []
-        thread = threading.Thread(target=lambda: drained.append(tracker.drain()))
+        thread = threading.Thread(target=lambda: drained.append(tracker.drain()), daemon=True)
         thread.start()
         wait_until(lambda: sandbox.collector.received)
 
@@ -531,7 +536,7 @@ class TestDeliver:
 
     @pytest.mark.parametrize("used_before", [False, True])
     def test_stopped_before_it_returns_at_once(self, tracker: Tracker, sandbox: Sandbox, used_before: bool) -> None:
-        """The signal may arrive before the loop has begun."""
+        """The signal may arrive before the loop does."""
         if used_before:
             tracker.drain()
         record_three(tracker)
@@ -559,6 +564,26 @@ class TestDeliver:
         thread = deliver(tracker)
         assert len(sandbox.collector.wait_for(2)) == 2
         assert thread.is_alive()
+
+    def test_a_child_of_a_stopped_process_delivers(self, tracker: Tracker, options: dict[str, Any]) -> None:
+        script = """
+            import json, os, sys
+            from katalys_wsgi import Tracker
+            tracker = Tracker(**json.loads(sys.argv[1]))
+            tracker.stop()
+            if os.fork() == 0:
+                print(tracker.drain().settled, flush=True)
+                os._exit(0)
+            status = os.wait()[1]
+            print(status, tracker.drain().settled)
+        """
+        record_three(tracker)
+        child = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(script), json.dumps(options)],
+            check=True, timeout=20, cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+
+        assert child.stdout.splitlines() == ["3", "0 0"]
 
     def test_close_ends_it_in_another_thread(self, tracker: Tracker, sandbox: Sandbox, deliver: MakeThread) -> None:
         arrive(tracker).record(make_conversion())
@@ -699,7 +724,7 @@ class TestDeliveryThread:
         sandbox.collector.misbehave(Misbehaviour.hang(), times=1)
         arrive(tracker).record(make_conversion("1001"))
         wait_until(lambda: sandbox.collector.received)
-        closing = threading.Thread(target=tracker.close)
+        closing = threading.Thread(target=tracker.close, daemon=True)
         closing.start()
         time.sleep(0.1)
         with Stopwatch() as watch:
@@ -775,3 +800,54 @@ def test_the_sandbox_is_all_that_is_reached(sandbox: Sandbox, tracker: Tracker) 
     """The fixture's endpoint is loopback; the real one is never an accident away."""
     assert tracker.settings.endpoint == sandbox.endpoint
     assert sandbox.endpoint.startswith("http://127.0.0.1:")
+
+
+class TestForgottenMiddleware:
+    """It must not look like a shop without affiliates."""
+
+    def unseen(self, query: str = LINK) -> dict[str, Any]:
+        environ = make_environ(query)
+        del environ[TRACKER]
+        return environ
+
+    def test_it_is_logged_once_at_error(
+        self, make_observed: MakeTracker, events: list[Event], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tracker = make_observed()
+        for _ in range(3):
+            tracker.visit(self.unseen())
+
+        assert names(events) == ["middleware_missing"]
+        (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert "ClickMiddleware" in line.getMessage()
+
+    def test_if_strict_it_raises(self, make_tracker: MakeTracker) -> None:
+        with pytest.raises(MiddlewareMissing, match="middleware"):
+            make_tracker(strict=True).visit(self.unseen())
+        with pytest.raises(RuntimeError, match="ClickMiddleware"):
+            make_tracker().visit(self.unseen(), strict=True)
+        make_tracker(strict=True).visit(self.unseen(), strict=False)
+
+    def test_a_sale_without_a_click_says_so_in_its_reason(self, tracker: Tracker) -> None:
+        record = tracker.visit(self.unseen("")).record(make_conversion())
+
+        assert record.outcome is Outcome.NO_CLICK
+        assert "no ClickMiddleware has seen this request" in record.reason
+        assert "Middleware" not in arrive(tracker, "").record(make_conversion()).reason
+
+    def test_a_click_in_the_query_counts_all_the_same(self, tracker: Tracker) -> None:
+        assert tracker.visit(self.unseen()).record(make_conversion()).outcome is Outcome.RECORDED
+
+    def test_behind_the_middleware_nothing_is_missing(self, make_observed: MakeTracker, events: list[Event]) -> None:
+        tracker = make_observed(strict=True)
+        environ = self.unseen()
+
+        def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            tracker.visit(environ)
+            start_response("200 OK", [])
+            return []
+
+        ClickMiddleware(app, tracker)(environ, lambda *_: lambda _: None)
+
+        assert names(events) == []
+        assert environ["katalys_wsgi.tracker"] is tracker

@@ -77,7 +77,7 @@ class TestFrozen:
 
 
 class TestVerbs:
-    """Each hands the visit itself on, so that whoever does the work knows how it was made."""
+    """Each passes the visit itself on, so that whoever does the work knows how it was made."""
 
     def test_record(self) -> None:
         calls: list[tuple[object, ...]] = []
@@ -142,14 +142,14 @@ class TestHowItWasMade:
         self, make_tracker: MakeTracker, make: MakeVisit, setting: bool, argument: bool | None, strict: bool
     ) -> None:
         visit = make(make_tracker(strict=setting), strict=argument)
-        faulty = make_conversion(sale_amount="12,50")
+        invalid = make_conversion(sale_amount="12,50")
 
         assert visit.strict is strict
         if strict:
             with pytest.raises(InvalidConversion):
-                visit.record(faulty)
+                visit.record(invalid)
         else:
-            assert visit.record(faulty).outcome is Outcome.INVALID
+            assert visit.record(invalid).outcome is Outcome.INVALID
 
     @pytest.mark.parametrize(("setting", "argument", "strict"), STRICTNESS)
     def test_strict_reaches_record_update(

@@ -135,7 +135,7 @@ def reading(plan: Plan) -> Row:
 def _added_time(
     plan: Plan, name: str, against: str, peer: Application, requests: Callable[[], list[Environ]], limit: Limit
 ) -> Row:
-    tracker = Tracker(site_id=SITE_ID, secret_key=SECRET, outbox=f"{plan.directory}/never-used.db")
+    tracker = Tracker(site_id=SITE_ID, secret_key=SECRET, outbox=f"{plan.directory}/never-used.db", delivery="external")
     applications: list[Application] = [shop, ClickMiddleware(shop, tracker), peer]
     batches = [partial(_serve, application, requests) for application in applications]
     times = paired(batches, rounds=plan.pick(15, 3), passes=plan.pick(20, 2))
