@@ -25,6 +25,7 @@ from katalys_wsgi.flask import Katalys
 from katalys_wsgi.paste import filter_app_factory
 from katalys_wsgi.sandbox import Sandbox
 
+from .django_shop import DjangoShop
 from .support import BUYER_AGENT, BUYER_IP, LINK, OLD_SECRET, SECRET, SITE_ID, TWELVE_KEYS, make_conversion
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ OTHER_LINK = "utm_source=Katalys&transaction_id=ffff0000&offer_id=1234&publisher
 Shop = tuple["WSGIApplication", Callable[[], Tracker]]
 
 
-# --- the same shop five times: a page, a redirect, an error, a checkout, a way out to a gateway and back ---------
+# --- the same shop six times: a page, a redirect, an error, a checkout, a way out to a gateway and back ---------
 
 
 def welcome(visit: Visit) -> str:
@@ -209,8 +210,14 @@ def pyramid_shop(**options: Any) -> Shop:
     return app, lambda: app.registry["katalys_tracker"]
 
 
+def django_shop(**options: Any) -> Shop:
+    shop = DjangoShop(options)
+    return shop, shop.tracker
+
+
 SHOPS = {
-    "wsgi": plain_shop, "flask": flask_shop, "pyramid": pyramid_shop, "bottle": bottle_shop, "paste": paste_shop,
+    "wsgi": plain_shop, "flask": flask_shop, "django": django_shop, "pyramid": pyramid_shop, "bottle": bottle_shop,
+    "paste": paste_shop,
 }  # fmt: skip
 
 
@@ -265,7 +272,8 @@ def make_browser(app: WSGIApplication) -> TestApp:
 
 
 def sets_click(response: TestResponse) -> bool:
-    return any(value.startswith("katalys_click=") for value in response.headers.getall("Set-Cookie"))
+    # Django writes a blank before a cookie, which browsers skip (RFC 6265 §5.2).
+    return any(value.lstrip().startswith("katalys_click=") for value in response.headers.getall("Set-Cookie"))
 
 
 # --- the story -----------------------------------------------------------------------------------------------
@@ -400,12 +408,13 @@ def test_buying_twice_is_reported_once(journey: Journey) -> None:
     assert sorted(fields["order_id"] for fields in journey.reported()) == ["1001", "1002"]
 
 
-@pytest.mark.parametrize("framework", ["flask", "pyramid", "bottle"])
+@pytest.mark.parametrize("framework", ["flask", "django", "pyramid", "bottle"])
 def test_missing_framework_says_so_itself(monkeypatch: pytest.MonkeyPatch, framework: str) -> None:
     """Without Flask, ``katalys_wsgi.flask`` fails with Flask's own ImportError, and everything else works."""
     for name in [name for name in sys.modules if name.partition(".")[0] == framework]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, f"katalys_wsgi.{framework}")
+    for name in [name for name in sys.modules if name.startswith(f"katalys_wsgi.{framework}")]:
+        monkeypatch.delitem(sys.modules, name)
 
     with pytest.raises(ImportError) as caught:
         importlib.import_module(f"katalys_wsgi.{framework}")

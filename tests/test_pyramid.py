@@ -153,7 +153,7 @@ def test_hooks_are_called_with_every_event(settings: dict[str, Any]) -> None:
     TestApp(app).get(LANDING, extra_environ={"REMOTE_ADDR": BUYER_IP})
     app.registry["katalys_tracker"].close()
 
-    assert names(events) == ["tracker_started", "conversion_recorded"]
+    assert [event.name for event in events] == ["tracker_started", "conversion_recorded"]
 
 
 @pytest.mark.parametrize(
