@@ -26,6 +26,9 @@ WITHOUT_PAGE = {
     "katalys_wsgi.attribution",
     "katalys_wsgi.conversion",
     "katalys_wsgi.delivery",
+    "katalys_wsgi.django.management",
+    "katalys_wsgi.django.management.commands",
+    "katalys_wsgi.django.templatetags",
 }
 
 

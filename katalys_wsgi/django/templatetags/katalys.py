@@ -7,7 +7,7 @@ from django import template
 from ...javascript import Html
 from ..shop import get_tracker
 
-__all__ = ["katalys_script_tag", "register"]
+__all__ = ["katalys_script_tag"]
 
 register = template.Library()
 
