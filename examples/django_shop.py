@@ -6,7 +6,7 @@ runs it on this machine beside a sandbox that plays Katalys, and prints where to
 ``PORT=8081`` before the command takes another port.
 
 A project of yours has its settings in ``settings.py``: the lines marked below are what it needs for Katalys.
-``KATALYS_SITE_ID`` stands there too, or in the environment. Without a ``KATALYS_SECRET_KEY``, your ``SECRET_KEY`` signs.
+``KATALYS_SITE_ID`` stands there too, or in the environment. Without ``KATALYS_SECRET_KEY``, your ``SECRET_KEY`` signs.
 """
 
 from __future__ import annotations

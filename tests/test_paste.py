@@ -36,6 +36,13 @@ def shop_factory(global_conf: dict[str, str], **local_conf: str) -> WSGIApplicat
     return shop
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a file here does not say: no thread, and no outbox in the working directory."""
+    monkeypatch.setenv("KATALYS_DELIVERY", "external")
+    monkeypatch.setenv("KATALYS_OUTBOX", f"{tmp_path}/outbox.db")
+
+
 @pytest.fixture
 def write(tmp_path: Path, options: dict[str, Any]) -> Write:
     """Writes an ini file with ``text`` as the filter's section; returns its address for PasteDeploy."""
@@ -107,12 +114,8 @@ def test_own_section_goes_before_default() -> None:
 
 
 def test_the_environment_is_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "SECRET_KEY": SECRET,
-        "SITE_ID": "KA-ENVIRON",
-        "WIRE": "get",
-        "ATTRIBUTION": "first-click",
-    }.items():
+    environ = {"SECRET_KEY": SECRET, "SITE_ID": "KA-ENVIRON", "WIRE": "get", "ATTRIBUTION": "first-click"}
+    for name, value in environ.items():
         monkeypatch.setenv(f"KATALYS_{name}", value)
     settings = settings_of(filter_app_factory(shop, {"katalys.wire": "form"}, site_id=SITE_ID))
 
