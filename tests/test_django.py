@@ -291,8 +291,10 @@ def test_weak_django_key_names_both(
         ({"KATALYS_SITE_ID": ""}, r"^KATALYS_SITE_ID is missing; "),
         ({"KATALYS_SIDE_ID": "KA-1"}, r"^KATALYS_SIDE_ID is an unknown setting; did you mean KATALYS_SITE_ID\?"),
         ({"KATALYS_HOOKS": "shop.hook"}, r"^KATALYS_HOOKS is a string; make it a list of functions or"),
+        ({"KATALYS_HOOKS": [f"{__name__}.kep"]}, r"^KATALYS_HOOKS lists 'tests\.test_django\.kep', which cannot be"),
+        ({"KATALYS_HOOKS": ["sohp.hook"]}, r"^KATALYS_HOOKS lists 'sohp\.hook', which cannot be imported; No module"),
     ],
-    ids=["missing", "unknown", "hooks"],
+    ids=["missing", "unknown", "hooks in one", "unknown hook", "unknown module of a hook"],
 )
 def test_problems_are_reported_when_the_server_starts(shop: Change, changes: dict[str, Any], message: str) -> None:
     """In Django's spelling."""
@@ -532,6 +534,14 @@ def test_checks_report_every_problem(shop: Change) -> None:
 
     assert [warning.id for warning in warnings] == ["katalys.W001"] * 2
     assert ("KATALYS_WIRE is 'pigeon'", "choose json or form or get.") in [(each.msg, each.hint) for each in warnings]
+
+
+def test_checks_report_a_hook_that_is_not_there(shop: Change) -> None:
+    shop(KATALYS_HOOKS=["sohp.hook"])
+
+    assert [each.msg for each in run_checks(tags=["katalys"])] == [
+        "KATALYS_HOOKS lists 'sohp.hook', which cannot be imported"
+    ]
 
 
 def test_checks_find_a_forgotten_middleware(shop: Change) -> None:

@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage
 from django.core.checks import Warning as CheckWarning
 
 from ..errors import ConfigurationError
-from .shop import get_settings
+from .shop import get_hooks, get_settings
 
 __all__ = ["check_installation", "check_settings"]
 
@@ -21,9 +21,10 @@ MIDDLEWARE = "katalys_wsgi.django.KatalysMiddleware"
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """One warning ``katalys.W001`` for each problem of the settings; nothing is opened."""
+    """One warning ``katalys.W001`` for each problem of the settings and hooks; nothing is opened."""
     try:
         get_settings()
+        get_hooks()
     except ConfigurationError as error:
         return [_warning(problem) for problem in error.problems]
     return []

@@ -17,7 +17,7 @@ from ..events import Hook
 from ..settings import ENVIRONMENT, Settings, Spelling
 from ..tracker import Tracker
 
-__all__ = ["get_settings", "get_tracker", "is_strict", "make_tracker", "why_held"]
+__all__ = ["get_hooks", "get_settings", "get_tracker", "is_strict", "make_tracker", "why_held"]
 
 #: How Django's settings are written.
 DJANGO = Spelling("KATALYS_", upper=True)
@@ -47,7 +47,7 @@ def make_tracker() -> Tracker:
 
     :raises ConfigurationError: a setting is missing, unknown or makes no sense.
     """
-    tracker = Tracker(get_settings(), hooks=_hooks())
+    tracker = Tracker(get_settings(), hooks=get_hooks())
     tracker.hold_while(_debug)
     tracker.hold_while(_test_runner, in_memory=True)
     return tracker
@@ -63,6 +63,24 @@ def get_settings() -> Settings:
         (ENVIRONMENT.select(os.environ), ENVIRONMENT),
         ({"secret_key": _django_keys()}, DJANGO_KEY),
     )
+
+
+def get_hooks() -> Iterable[Hook]:
+    """The functions that ``KATALYS_HOOKS`` lists, imported where it gives their dotted paths.
+
+    :raises ConfigurationError: it is not a list, or something in it cannot be imported.
+    """
+    hooks: Any = getattr(settings, HOOKS, ())
+    if isinstance(hooks, str):
+        raise ConfigurationError(f"{HOOKS} is a string; make it a list of functions or of their dotted paths.")
+    return [_imported(hook) if isinstance(hook, str) else hook for hook in hooks]
+
+
+def _imported(path: str) -> Hook:
+    try:
+        return cast(Hook, import_string(path))
+    except ImportError as error:
+        raise ConfigurationError(f"{HOOKS} lists {path!r}, which cannot be imported; {error}.") from error
 
 
 def is_strict() -> bool | None:
@@ -92,13 +110,6 @@ def _written() -> dict[str, object]:
     """What the project's settings say, the hooks apart."""
     names = [name for name in dir(settings) if name.startswith(DJANGO.prefix) and name != HOOKS]
     return DJANGO.select({name: getattr(settings, name) for name in names})
-
-
-def _hooks() -> Iterable[Hook]:
-    hooks: Any = getattr(settings, HOOKS, ())
-    if isinstance(hooks, str):
-        raise ConfigurationError(f"{HOOKS} is a string; make it a list of functions or of their dotted paths.")
-    return [import_string(hook) if isinstance(hook, str) else hook for hook in hooks]
 
 
 def _django_keys() -> list[object]:
