@@ -40,6 +40,7 @@ PLACEHOLDERS = (
 
 NEW_KEY = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
 
+#: Returns the value as it is kept, or raises ValueError.
 Check = Callable[[object], Any]
 
 #: A function that takes the WSGI environ and says whether the visitor consented.

@@ -27,9 +27,13 @@ __all__ = [
     "Settings", "Spelling", "WireName",
 ]  # fmt: skip
 
+#: ``force_convert``: affiliates' sales only; ``offline_conv``: every order (specification, "Initial Requirements").
 ConversionType = Literal["force_convert", "offline_conv"]
+#: The specification's three ways to call: POST with JSON, POST with a form, GET.
 WireName = Literal["json", "form", "get"]
+#: Which of two valid clicks is paid.
 Attribution = Literal["last-click", "first-click"]
+#: A daemon thread of each process, or a process of its own.
 Delivery = Literal["thread", "external"]
 
 
@@ -62,9 +66,13 @@ class Spelling:
         }
 
 
+#: ``site_id=``.
 PYTHON = Spelling("", "=")
+#: ``KATALYS_SITE_ID``.
 ENVIRONMENT = Spelling("KATALYS_", upper=True, textual=True)
+#: ``KATALYS_SITE_ID``, where values may be of any type.
 FLASK = Spelling("KATALYS_", upper=True)
+#: ``katalys.site_id``.
 INI = Spelling("katalys.", textual=True)
 
 

@@ -181,6 +181,7 @@ class TestOutcomes:
         assert [problem.partition(":")[0] for problem in record.problems] == ["email_address", "sale_amount"]
         assert rows(tracker) == [("conversion", State.DEAD)]
         assert levels(events) == [("conversion_invalid", logging.ERROR)]
+        assert events[0].fields["reason"] == "kept as a dead letter, to be corrected: email_address, sale_amount"
         assert tracker.drain().settled == 0
         assert visit.record(make_conversion()) == Record(Outcome.RECORDED, record.key, (), "in place of a dead letter")
         assert tracker.drain().settled == 1
@@ -892,3 +893,29 @@ class TestPrivacy:
 
         assert len(events) >= 5
         assert [value for value in (*PERSONAL, SECRET) if value in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"order_id": "1001"}, "record() takes Conversion(order_id=..., ...), not dict."),
+        (
+            OrderUpdate("1001", order_status="paid"),
+            "record() takes Conversion(order_id=..., ...), not OrderUpdate; use record_update() for it.",
+        ),
+        (None, "record() takes Conversion(order_id=..., ...), not NoneType."),
+    ],
+    ids=["dict", "update", "none"],
+)
+def test_a_wrong_call_is_lost_with_a_clear_reason(
+    make_observed: MakeTracker, events: list[Event], wrong: Any, reason: str
+) -> None:
+    """An update recorded as a conversion would be a sale without amounts."""
+    tracker = make_observed()
+
+    record = arrive(tracker).record(wrong)
+
+    assert (record.outcome, record.reason) == (Outcome.LOST, reason)
+    assert names(events) == ["conversion_lost"]
+    assert events[0].fields["reason"] == reason
+    assert rows(tracker) == []

@@ -12,6 +12,8 @@ __all__ = ["BACK_OFF_BASE", "BACK_OFF_CAP", "back_off", "judge", "retry_after"]
 
 #: Seconds of the longest wait after the first failure; it doubles with each further one, up to the cap.
 BACK_OFF_BASE = 5.0
+
+#: Seconds of the longest wait after any failure.
 BACK_OFF_CAP = 3600.0
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LONGEST_BODY", "USER_AGENT", "Sender"]
 
+#: The value of the User-Agent header.
 USER_AGENT = f"katalys-wsgi/{__version__}"
 
 #: Bytes that are read of an answer's body.

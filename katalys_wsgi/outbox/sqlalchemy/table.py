@@ -90,6 +90,7 @@ class Now(FunctionElement[float]):
     """In a statement, seconds since 1970 by the database's clock at the moment the statement runs."""
 
     type = Double()
+    #: SQLAlchemy may keep the compiled statement: it is always the same.
     inherit_cache = True
 
 
