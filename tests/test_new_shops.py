@@ -1,4 +1,4 @@
-"""A new shop in each framework, written from the README alone: its files, its commands, its environment, nothing else."""
+"""A new shop in each framework, written from the README alone: its files, commands and environment, nothing else."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Trap:
     @property
     def variables(self) -> dict[str, str]:
         """Make requests, and with it the relay, go through here; then not even a name is looked up."""
-        address = "http://127.0.0.1:{}".format(self._listener.getsockname()[1])
+        address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         return {"HTTPS_PROXY": address, "HTTP_PROXY": address, "NO_PROXY": "127.0.0.1"}
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from katalys_wsgi.cli import command_names
 from katalys_wsgi.sandbox import Sandbox
 
 from .readme import LOGGING, README, ROOT, SHOPS, blocks, export, log_line, section
-from .support import BUYER_AGENT, BUYER_IP, LINK, SECRET, TWELVE_KEYS, make_environ, wait_until
+from .support import BUYER_AGENT, BUYER_IP, LINK, SECRET, TWELVE_KEYS, make_environ
 
 #: The shops that are one file. Django's project is served in test_new_shops.py: one process has one project.
 FILES = [title for title in SHOPS if title != "Django"]
@@ -106,7 +106,7 @@ def test_the_readme_names_the_extra_of_each_framework() -> None:
 def test_a_shop_copied_from_the_readme_reports_its_sale(
     title: str, reader: Path, sandboxed: Sandbox, log: pytest.LogCaptureFixture
 ) -> None:
-    """Link, checkout, the twelve keys of the specification at the collector, and the README's three lines in the log."""
+    """Link, checkout, the twelve keys of the specification at the collector, and the README's lines in the log."""
     browser, tracker = _shop(title)
 
     assert _buy(browser).endswith("recorded")
