@@ -14,7 +14,7 @@ from .attribution.cookie import ClickCookie
 from .attribution.token import TokenContent, VisitTokens
 from .conversion.order import OrderUpdate
 from .delivery.background import RelayThread
-from .delivery.hold import Hold, Reason
+from .delivery.hold import HOW_TO_SEND, Hold, Reason
 from .errors import ConfigurationError, InvalidToken, MiddlewareMissing
 from .events import Events, Hook
 from .javascript import Html, script_tag
@@ -269,7 +269,8 @@ class Tracker:
     def _begin(self) -> None:
         """What a process does at its first request: from then on what a killed one left behind is delivered."""
         self._announce()
-        self._wake()
+        if self.held is None:
+            self._wake()
 
     def _log_start(self) -> None:
         settings = self.settings
@@ -277,7 +278,7 @@ class Tracker:
             "tracker_started",
             site_id=settings.site_id,
             endpoint=settings.endpoint,
-            outbox=self.outbox,
+            outbox=getattr(self.outbox, "path", self.outbox),
             delivery=settings.delivery,
             live=settings.live if self.held is None else f"no, {self.held}",
         )
@@ -288,9 +289,14 @@ class Tracker:
         return Relay(self.outbox, self.settings, events=self._events, clock=self._clock, held=self._hold)
 
     def _wake(self) -> None:
-        """Have this process's relay thread look into the outbox, if it has one and there is something to do for it."""
-        if self.settings.delivery == "thread" and self.held is None:
+        """Have this process's relay thread, if it is to have one, look into the outbox; or log why that has to wait."""
+        if self.settings.delivery != "thread":
+            return
+        reason = self.held
+        if reason is None:
             self._thread.get().wake()
+        else:
+            self._events.emit_once("delivery_held", reason=reason, advice=HOW_TO_SEND)
 
 
 def _environ(request: Any) -> WSGIEnvironment:

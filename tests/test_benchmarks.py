@@ -20,6 +20,7 @@ ROWS = {
     "reading": True,
     "record-journal": True,
     "record-wal": True,
+    "burst": False,
     "drain": True,
     "drain-slow": True,
     "memory": True,

@@ -100,12 +100,15 @@ class TestDelivery:
         assert make_tracker().drain().settled == 1
         assert sandbox.collector.accepted[0].fields["order_id"] == "1001"
 
-    def test_no_relay_thread_is_started(self, make_observed: Callable[..., Tracker], events: list[Event]) -> None:
+    def test_no_relay_thread_is_started_and_the_shop_itself_says_why(
+        self, make_observed: Callable[..., Tracker], events: list[Event]
+    ) -> None:
         tracker = make_observed(endpoint=ELSEWHERE, delivery="thread")
         tracker.first_request()
+        assert names(events) == []  # nothing waits yet
         arrive(tracker).record(make_conversion())
 
-        assert names(events) == ["conversion_recorded"]
+        assert names(events) == ["conversion_recorded", "delivery_held"]
         assert not [thread for thread in _relay_threads() if thread]
 
     def test_an_outbox_that_cannot_be_written_sends_nothing_either(
@@ -118,7 +121,9 @@ class TestDelivery:
         assert record.outcome is Outcome.LOST
         assert "pytest runs a test" in record.reason
 
-    def test_the_first_line_says_whether_the_shop_is_live(self, held_tracker: Tracker, events: list[Event]) -> None:
+    def test_the_first_line_says_whether_the_shop_is_live(
+        self, held_tracker: Tracker, events: list[Event], tmp_path: Path
+    ) -> None:
         held_tracker.first_request()
         held_tracker.first_request()
 
@@ -126,7 +131,7 @@ class TestDelivery:
         assert event.name == "tracker_started"
         assert event.fields["live"] == "no, pytest runs a test"
         assert event.fields["endpoint"] == ELSEWHERE
-        assert str(held_tracker.outbox) in str(event)
+        assert f"outbox={tmp_path}/outbox.db " in str(event)
 
 
 def _relay_threads() -> list[str]:

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from ..checks import is_on_this_machine
 from ..settings import Settings
 
-__all__ = ["Hold", "Reason"]
+__all__ = ["HOW_TO_SEND", "Hold", "Reason"]
+
+#: What an operator does about it.
+HOW_TO_SEND = "to send them set live=true (KATALYS_LIVE)"
 
 #: Says why postbacks stay, such as "Flask's TESTING"; None when they may leave.
 Reason = Callable[[], str | None]

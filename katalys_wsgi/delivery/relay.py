@@ -23,6 +23,7 @@ from ..outbox import Change, Entry, Outbox, Receipt, State, Verdict
 from ..process import IMPORTS, PerProcess
 from ..settings import Settings
 from .breaker import CircuitBreaker
+from .hold import HOW_TO_SEND
 from .policy import back_off
 from .workers import WorkerPool
 
@@ -200,7 +201,7 @@ class Relay:
     def _is_held(self) -> bool:
         reason = self._held()
         if reason is not None:
-            self._events.emit_once("delivery_held", reason=reason, advice="to send them set live=true")
+            self._events.emit_once("delivery_held", reason=reason, advice=HOW_TO_SEND)
         return reason is not None
 
     def _note(self, receipt: Receipt) -> None:

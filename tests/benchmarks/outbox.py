@@ -1,4 +1,4 @@
-"""What a checkout pays: ``record()`` into SQLite beside the least that makes a row durable, an INSERT and a commit."""
+"""What a checkout pays: ``record()`` into SQLite, alone beside an INSERT and a commit, and many at the same moment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -20,6 +21,9 @@ from .measure import Limit, Plan, Row, microseconds, paired
 
 #: Orders in one timed batch; a commit waits for the disk, so a few are enough.
 CALLS = 10
+
+#: Threads that check out at the same moment, and orders of each.
+THREADS, EACH = 64, 20
 
 #: As long as a conversion's own.
 PAYLOAD = "x" * 380
@@ -35,6 +39,47 @@ def write_ahead_log(plan: Plan) -> Row:
     """The mode of a newer SQLite; one process writes here, so it can be measured safely with any version."""
     # A commit waits less for the disk, so the rest of record() counts for more than with a rollback journal.
     return _record(plan, "record(), WAL", "WAL", Limit(2.0))
+
+
+def burst(plan: Plan) -> Row:
+    """Many checkouts in the same moment, in the threads of one process: each waits for the commits before its own."""
+    with tempfile.TemporaryDirectory(dir=plan.directory) as directory, _shop(directory) as visits:
+        alone = sorted(_recording(list(itertools.islice(visits, plan.pick(1000, 10))), "alone"))
+        waits: list[float] = []
+        batches = [list(itertools.islice(visits, plan.pick(EACH, 2))) for _ in range(THREADS)]
+        started = time.perf_counter()
+        with ThreadPoolExecutor(THREADS) as threads:
+            for times in threads.map(_recording, batches, map(str, range(THREADS))):
+                waits += times
+        seconds = time.perf_counter() - started
+    waits.sort()
+    return Row(
+        f"{THREADS} checkouts at once",
+        "one alone",
+        details={
+            "alone": f"median {_percentile(alone, 0.5):.1f} ms, 99 of 100 below {_percentile(alone, 0.99):.1f} ms",
+            "at once": f"median {_percentile(waits, 0.5):.0f} ms, 99 of 100 below {_percentile(waits, 0.99):.0f} ms, "
+            f"{len(waits) / seconds:.0f} a second",
+        },
+    )
+
+
+def _recording(visits: list[Visit], name: str) -> list[float]:
+    """Record an order for each visit; the seconds that each took."""
+    times = []
+    for number, visit in enumerate(visits):
+        conversion = make_conversion(f"{name}-{number}")
+        started = time.perf_counter()
+        record = visit.record(conversion)
+        times.append(time.perf_counter() - started)
+        if record.outcome is not Outcome.RECORDED:
+            raise AssertionError(record)
+    return times
+
+
+def _percentile(ascending: list[float], part: float) -> float:
+    """In milliseconds."""
+    return ascending[int((len(ascending) - 1) * part)] * 1000
 
 
 def _record(plan: Plan, name: str, journal_mode: str, limit: Limit) -> Row:

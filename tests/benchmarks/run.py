@@ -12,6 +12,7 @@ measured, as ``Limit(...)``. The peers:
   itsdangerous. Each request brings another transaction_id.
 * reading: ``loads`` of the same cookie value, the serializer built once.
 * record-journal, record-wal: a table with a primary key in another file of the same directory, same journal mode.
+* burst: one checkout alone; for the reader, without a limit.
 * drain: ``requests.Session().post`` one after the other; both to the sandbox in a process of its own.
 * drain-slow: what four workers would achieve if the collector's 50 ms were the only thing that takes time.
 * memory: the same Flask application in a fresh process, with and without us.
@@ -41,6 +42,7 @@ ROWS: dict[str, Callable[[Plan], Row]] = {
     "reading": pages.reading,
     "record-journal": outbox.rollback_journal,
     "record-wal": outbox.write_ahead_log,
+    "burst": outbox.burst,
     "drain": delivery.backlog,
     "drain-slow": delivery.slow_collector,
     "memory": footprint.memory,
