@@ -145,6 +145,10 @@ def _what_is_next(entry: Entry, entries: list[Entry], now: float) -> str:
             if entry.confirmed
             else "It is sent; over GET Katalys never says whether it was understood."
         )
+    if entry.state is State.FORGOTTEN:
+        return "It was forgotten on request and will not be delivered. Its data is gone."
+    if entry.state is State.DROPPED:
+        return f"It was a dead letter that the operator dropped: {entry.last_error}."
     if entry.state is State.DEAD:
         retry = f"Correct it with: katalys-wsgi retry {entry.order_id} --set FIELD=VALUE"
         return f"It is a dead letter: {entry.last_error}. " + (retry if entry.payload else "Its data is gone.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from .conversion.order import Conversion, OrderUpdate
 from .conversion.postback import Kind, Postback
-from .errors import InvalidConversion, KatalysError, OutboxUnavailable, UnusableConnection
+from .errors import InvalidConversion, KatalysError, OutboxMissing, OutboxUnavailable, UnusableConnection
 from .events import Events
 from .outbox import Added, Outbox, Receipt, Verdict
 from .process import IMPORTS
@@ -114,9 +114,15 @@ class Recorder:
 
     def _add_update(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
         # Asked when it is written, not before: the order itself may be recorded by the same transaction.
-        if not self._reports_every_order and not self._outbox.history(postback.order_id, connection=connection):
+        if not self._reports_every_order and not self._is_known(postback.order_id, connection):
             return Record(Outcome.NO_CLICK, reason="no conversion of this order was recorded")
         return self._add(postback, problems, connection, strict=strict)
+
+    def _is_known(self, order_id: str, connection: Any) -> bool:
+        try:
+            return bool(self._outbox.history(order_id, connection=connection))
+        except OutboxMissing:
+            return False  # nothing was ever recorded
 
     def _add(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
         """Keep ``postback`` in the outbox, as a dead letter if it has problems.

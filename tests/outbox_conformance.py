@@ -18,14 +18,15 @@ import pytest
 from katalys_wsgi import Click, OrderUpdate
 from katalys_wsgi.conversion.order import OrderStatus
 from katalys_wsgi.conversion.postback import Kind, Postback
+from katalys_wsgi.conversion.wire import business_part
 from katalys_wsgi.outbox import Added, Archive, Change, Entry, Outbox, Receipt, State, Verdict
 
 from .support import BUYER_AGENT, BUYER_IP, SITE_ID, Clock, make_conversion
 
 __all__ = [
     "BUSY", "DAY", "LEASE", "REFUSED", "TAKEN", "OpenOutbox", "TestAdd", "TestApply", "TestClaim", "TestClockJumps",
-    "TestDeadLetters", "TestFairness", "TestForgetting", "TestOrderSequence", "TestPruning", "TestQuestions",
-    "TestRevival", "claim_one", "conversion", "deliver_all", "row", "update",
+    "TestDeadLetters", "TestDropping", "TestFairness", "TestForgetting", "TestOrderSequence", "TestPruning",
+    "TestQuestions", "TestRevival", "claim_one", "conversion", "deliver_all", "row", "update",
 ]  # fmt: skip
 
 #: What the fixture ``open_outbox`` is.
@@ -373,7 +374,7 @@ class TestApply:
 
         assert outbox.apply([Change.settle(entry, TAKEN)]) == 1
         entry = row(outbox)
-        assert (entry.state, entry.payload, entry.attempts) == (State.DELIVERED, None, 1)
+        assert (entry.state, entry.payload, entry.attempts) == (State.DELIVERED, business_part(conversion().payload), 1)
         assert (entry.leased_until, entry.lease_token, entry.finished_at) == (None, None, clock())
         assert (entry.last_status, entry.last_error, entry.confirmed) == (204, None, True)
         assert all(value not in str(vars(entry)) for value in ("ann@example.com", BUYER_IP, BUYER_AGENT))
@@ -753,9 +754,11 @@ class TestQuestions:
         assert statistics.last_delivered == row(one_of_each, "delivered").finished_at
 
     def test_statistics_of_an_empty_outbox(self, outbox: Archive) -> None:
+        outbox.claim(1, LEASE)  # a relay has looked into it
         statistics = outbox.statistics()
 
         assert (statistics.pending, statistics.due, statistics.dead, statistics.delivered) == (0, 0, 0, 0)
+        assert (statistics.forgotten, statistics.dropped) == (0, 0)
         assert (statistics.oldest_pending, statistics.last_delivered) == (None, None)
 
     @pytest.mark.parametrize(
@@ -776,9 +779,26 @@ class TestQuestions:
         assert [entry.order_id for entry in one_of_each.failing()] == ["claimed", "failed"]
         assert len(one_of_each.failing(limit=1)) == 1
 
-    def test_with_payload_are_those_that_hold_a_buyers_data(self, one_of_each: Archive) -> None:
-        assert sorted(entry.order_id for entry in one_of_each.with_payload()) == ["claimed", "failed", "new", "refused"]
-        assert all(entry.payload for entry in one_of_each.with_payload())
+    def test_with_payload_are_all_but_the_forgotten(self, one_of_each: Archive) -> None:
+        one_of_each.forget([row(one_of_each, "new")])
+        found = {entry.order_id: entry.payload or "" for entry in one_of_each.with_payload()}
+
+        assert sorted(found) == ["claimed", "delivered", "failed", "refused"]
+        assert [order_id for order_id in sorted(found) if "ann@example.com" in found[order_id]] == [
+            "claimed",
+            "failed",
+            "refused",
+        ]
+
+    def test_statistics_count_what_was_forgotten_and_dropped(self, one_of_each: Archive) -> None:
+        one_of_each.drop([row(one_of_each, "refused")])
+        one_of_each.forget([row(one_of_each, "failed"), row(one_of_each, "new")])
+        statistics = one_of_each.statistics()
+
+        assert (statistics.pending, statistics.dead, statistics.delivered) == (1, 0, 1)
+        assert (statistics.forgotten, statistics.dropped) == (2, 1)
+        assert [entry.order_id for entry in one_of_each.entries(State.FORGOTTEN)] == ["new", "failed"]
+        assert [entry.order_id for entry in one_of_each.entries(State.DROPPED)] == ["refused"]
 
 
 class TestRevival:
@@ -816,6 +836,18 @@ class TestRevival:
         assert not outbox.revive(dead, conversion("1002"))
         assert row(outbox).state == State.DEAD
 
+    def test_a_note_says_in_the_history_what_was_done(self, outbox: Archive, clock: Clock, dead: Entry) -> None:
+        outbox.revive(dead, conversion(sale_amount="1.00"), note="corrected: sale_amount")
+        outbox.apply([Change.settle(claim_one(outbox), TAKEN)])
+
+        attempts = row(outbox).history
+        assert [(attempt.status, attempt.note) for attempt in attempts] == [
+            (400, None),
+            (None, "corrected: sale_amount"),
+            (204, None),
+        ]
+        assert (attempts[1].at, attempts[1].error) == (clock(), None)
+
     def test_its_updates_follow(self, outbox: Archive, dead: Entry) -> None:
         outbox.add(update())
         outbox.revive(dead, conversion())
@@ -829,7 +861,7 @@ class TestForgetting:
 
         assert outbox.forget([row(outbox)]) == 1
         entry = row(outbox)
-        assert (entry.state, entry.payload, entry.finished_at) == (State.DEAD, None, clock())
+        assert (entry.state, entry.payload, entry.finished_at) == (State.FORGOTTEN, None, clock())
         assert entry.last_error
         assert outbox.claim(10, LEASE) == []
         assert list(outbox.with_payload()) == []
@@ -846,7 +878,21 @@ class TestForgetting:
         outbox.add(conversion(), problems=["vid: is blank"])
 
         assert outbox.forget([row(outbox)]) == 1
-        assert (row(outbox).state, row(outbox).payload) == (State.DEAD, None)
+        assert (row(outbox).state, row(outbox).payload) == (State.FORGOTTEN, None)
+
+    def test_a_delivered_order_is_emptied_and_stays_delivered(self, outbox: Archive) -> None:
+        outbox.add(conversion())
+        deliver_all(outbox)
+
+        assert outbox.forget([row(outbox)]) == 1
+        assert (row(outbox).state, row(outbox).payload) == (State.DELIVERED, None)
+
+    def test_updates_of_a_forgotten_order_are_not_delivered(self, outbox: Archive) -> None:
+        outbox.add(conversion())
+        outbox.forget([row(outbox)])
+        outbox.add(update())
+
+        assert outbox.claim(10, LEASE) == []
 
     def test_what_changed_meanwhile_is_not_touched(self, outbox: Archive) -> None:
         outbox.add(conversion())
@@ -863,6 +909,79 @@ class TestForgetting:
 
         assert outbox.add(conversion()) is Added.REPLACED
         assert claim_one(outbox).payload == conversion().payload
+
+
+class TestDropping:
+    @pytest.fixture
+    def dead(self, outbox: Archive, clock: Clock) -> Entry:
+        """A dead letter of a while ago."""
+        outbox.add(conversion())
+        outbox.apply([Change.bury(claim_one(outbox), REFUSED)])
+        clock.advance(DAY)
+        return row(outbox)
+
+    def test_a_dropped_dead_letter_keeps_its_reason_and_loses_the_buyers_data(
+        self, outbox: Archive, clock: Clock, dead: Entry
+    ) -> None:
+        assert outbox.drop([dead]) == 1
+        entry = row(outbox)
+        assert (entry.state, entry.finished_at) == (State.DROPPED, clock())
+        assert (entry.last_status, entry.last_error, entry.history) == (400, "HTTP 400: no", dead.history)
+        assert entry.payload == business_part(conversion().payload)
+        assert "ann@example.com" not in str(vars(entry))
+        assert outbox.claim(10, LEASE) == []
+
+    def test_only_dead_letters_are_dropped(self, outbox: Archive, clock: Clock) -> None:
+        outbox.add(conversion("delivered"))
+        deliver_all(outbox)
+        outbox.add(conversion("pending"))
+        outbox.add(conversion("forgotten"))
+        outbox.forget([row(outbox, "forgotten")])
+        before = outbox.entries()
+
+        assert outbox.drop(before) == 0
+        assert outbox.entries() == before
+
+    def test_what_was_recorded_anew_meanwhile_is_not_dropped(self, outbox: Archive, dead: Entry) -> None:
+        outbox.add(conversion(sale_amount="1.00"))
+        outbox.apply([Change.bury(claim_one(outbox), REFUSED)])
+
+        assert outbox.drop([dead]) == 0
+        assert row(outbox).state == State.DEAD
+
+    def test_it_is_not_revived(self, outbox: Archive, dead: Entry) -> None:
+        outbox.drop([dead])
+
+        assert not outbox.revive(dead, conversion())
+        assert row(outbox).state == State.DROPPED
+
+    def test_its_updates_are_not_delivered(self, outbox: Archive, dead: Entry) -> None:
+        outbox.add(update())
+        outbox.drop([dead])
+
+        assert outbox.claim(10, LEASE) == []
+
+    def test_recorded_anew_with_other_fields_it_is_delivered_and_its_updates_follow(
+        self, outbox: Archive, dead: Entry
+    ) -> None:
+        """As what Katalys refused: the same bytes would be refused again."""
+        outbox.add(update())
+        outbox.drop([dead])
+
+        assert outbox.add(conversion()) is Added.SAME
+        assert row_of_kind(outbox, Kind.CONVERSION).state == State.DROPPED
+        assert outbox.add(conversion(sale_amount="1.00")) is Added.REPLACED
+        assert [said_by(entry) for entry in deliver_all(outbox)] == ["1.00", "paid"]
+
+    def test_a_dropped_one_can_be_forgotten(self, outbox: Archive, dead: Entry) -> None:
+        outbox.drop([dead])
+
+        assert outbox.forget([row(outbox)]) == 1
+        assert (row(outbox).state, row(outbox).payload) == (State.DROPPED, None)
+
+
+def row_of_kind(outbox: Outbox, kind: Kind, order_id: str = "1001") -> Entry:
+    return only([entry for entry in outbox.history(order_id) if entry.kind is kind])
 
 
 class TestPruning:
@@ -890,6 +1009,18 @@ class TestPruning:
         """No operator is going to revive it any more."""
         outbox.add(conversion(), problems=["vid: is blank"])
         outbox.add(update())
+        clock.advance(DAY)
+
+        assert outbox.prune(clock()) == 2
+        assert outbox.history("1001") == []
+
+    @pytest.mark.parametrize("give_up", ["forget", "drop"])
+    def test_updates_go_with_a_conversion_that_was_forgotten_or_dropped(
+        self, outbox: Archive, clock: Clock, give_up: str
+    ) -> None:
+        outbox.add(conversion(), problems=["vid: is blank"])
+        outbox.add(update())
+        getattr(outbox, give_up)([row_of_kind(outbox, Kind.CONVERSION)])
         clock.advance(DAY)
 
         assert outbox.prune(clock()) == 2

@@ -13,8 +13,19 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 
-from katalys_wsgi import Click, ConfigurationError, Conversion, Event, OrderUpdate, Settings, Tracker, Visit
+from katalys_wsgi import (
+    Click,
+    ConfigurationError,
+    Conversion,
+    Event,
+    OrderUpdate,
+    OutboxMissing,
+    Settings,
+    Tracker,
+    Visit,
+)
 from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.outbox import Entry, Outbox
 from katalys_wsgi.settings import PYTHON, Spelling
 from katalys_wsgi.visit import TRACKER
 
@@ -116,9 +127,17 @@ def refuse(_environ: dict[str, Any]) -> bool:
     return False
 
 
+def history_of(outbox: Outbox, order_id: str = "1001") -> list[Entry]:
+    """Every entry of an order, oldest first; none where there is no outbox yet."""
+    try:
+        return outbox.history(order_id)
+    except OutboxMissing:
+        return []
+
+
 def rows(tracker: Tracker, order_id: str = "1001") -> list[tuple[str, str]]:
     """Kind and state of an order's rows in the outbox, oldest first."""
-    return [(entry.kind, entry.state) for entry in tracker.outbox.history(order_id)]
+    return [(entry.kind, entry.state) for entry in history_of(tracker.outbox, order_id)]
 
 
 def names(events: list[Event]) -> list[str]:

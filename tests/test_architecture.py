@@ -32,7 +32,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("conversion.wire", "conversion.postback"),
     # where it waits
     ("outbox.entry",),
-    ("outbox.memory", "outbox.place", "outbox.schema"),
+    ("outbox.rules", "outbox.place", "outbox.schema"),
+    ("outbox.memory", "outbox.identity"),
     ("outbox.recovery",),
     ("outbox.connection",),
     ("outbox.sqlite",),
@@ -80,7 +81,7 @@ ONLY = {
     "webob.cookies": {"attribution.cookie"},
     "requests": {"delivery.sender", "delivery.transport"},
     "urllib3": {"delivery.sender", "delivery.transport"},
-    "sqlite3": {"outbox.connection", "outbox.schema", "outbox.recovery", "outbox.sqlite"},
+    "sqlite3": {"outbox.connection", "outbox.identity", "outbox.schema", "outbox.recovery", "outbox.sqlite"},
     "sqlalchemy": {
         "outbox.sqlalchemy.connection", "outbox.sqlalchemy.engine", "outbox.sqlalchemy.store",
         "outbox.sqlalchemy.table", "outbox.sqlalchemy.watchdog", "outbox.sqlalchemy.zope",

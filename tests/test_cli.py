@@ -183,7 +183,7 @@ def test_an_outbox_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path, o
     code, out, err = operate("status", "--outbox", f"{tmp_path}/folder.db")
 
     assert (code, out) == (1, "")
-    assert "cannot be used" in err
+    assert "is not an outbox of katalys_wsgi but a directory" in err
     assert len(err.splitlines()) == 1
 
 
@@ -425,7 +425,8 @@ def test_deliver_leaves_the_signals_as_they_were(operate: Run) -> None:
 # --- status: what a monitor runs -----------------------------------------------------------------------------
 
 
-def test_status_of_an_empty_outbox_is_code_0(operate: Run) -> None:
+def test_status_of_an_empty_outbox_is_code_0(tracker: Tracker, operate: Run) -> None:
+    tracker.drain()
     code, out, _ = operate("status")
 
     assert code == 0
@@ -493,7 +494,8 @@ def test_why_tells_the_story_of_an_order(tracker: Tracker, operate: Run) -> None
     assert out.endswith("\nIt is tried as soon as a relay runs.\n")
 
 
-def test_why_of_an_unknown_order_is_code_1(operate: Run) -> None:
+def test_why_of_an_unknown_order_is_code_1(tracker: Tracker, operate: Run) -> None:
+    tracker.drain()
     code, out, _ = operate("why", "404")
 
     assert code == 1
@@ -568,7 +570,7 @@ def test_forget_of_an_order(tracker: Tracker, operate: Run) -> None:
 
     assert operate("forget", "1001")[:2] == (0, "1 entries were emptied\n")
     (entry,) = tracker.outbox.history("1001")
-    assert (entry.payload, entry.state) == (None, State.DEAD)
+    assert (entry.payload, entry.state) == (None, State.FORGOTTEN)
 
 
 @pytest.mark.parametrize("hashed", [pytest.param(False, id="plain"), pytest.param(True, id="hash_email")])

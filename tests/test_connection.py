@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from katalys_wsgi import OutboxUnavailable
+from katalys_wsgi import ForeignFile, OutboxUnavailable
 from katalys_wsgi.outbox.connection import Connection, Recovered
 from katalys_wsgi.outbox.recovery import Recovery
+from katalys_wsgi.outbox.schema import MAJOR, MIGRATIONS, open_file
 
 from .faults.harness import damaged, edited, leaf_pages, quarantined, query
 
@@ -51,7 +52,7 @@ def fill(connection: Connection) -> None:
 
 
 def count(connection: Connection) -> int:
-    with connection.reading(2.0) as db:
+    with connection.opened(2.0) as db:
         return int(db.execute("SELECT count(*) FROM katalys_outbox").fetchone()[0])
 
 
@@ -79,7 +80,7 @@ def test_a_transaction_that_raises_is_undone(connection: Connection, path: Path)
 
 
 def test_a_wrong_statement_is_reported_as_the_outbox_that_cannot_be_used(connection: Connection, path: Path) -> None:
-    with pytest.raises(OutboxUnavailable, match="no such table") as caught, connection.reading(2.0) as db:
+    with pytest.raises(OutboxUnavailable, match="no such table") as caught, connection.opened(2.0) as db:
         db.execute("SELECT * FROM missing")
 
     assert str(path) in str(caught.value)
@@ -90,7 +91,7 @@ def test_a_thread_waits_for_another_no_longer_than_its_patience(connection: Conn
     holding, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with connection.reading(2.0):
+        with connection.opened(2.0):
             holding.set()
             let_go.wait(10)
 
@@ -98,7 +99,7 @@ def test_a_thread_waits_for_another_no_longer_than_its_patience(connection: Conn
     holder.start()
     holding.wait(10)
     try:
-        with pytest.raises(OutboxUnavailable, match="busy in this process"), connection.reading(0.1):
+        with pytest.raises(OutboxUnavailable, match="busy in this process"), connection.opened(0.1):
             pass
     finally:
         let_go.set()
@@ -107,7 +108,7 @@ def test_a_thread_waits_for_another_no_longer_than_its_patience(connection: Conn
 
 def test_the_patience_may_change_from_use_to_use(connection: Connection) -> None:
     def limit(patience: float) -> object:
-        with connection.reading(patience) as db:
+        with connection.opened(patience) as db:
             return db.execute("PRAGMA busy_timeout").fetchone()[0]
 
     assert [limit(2.0), limit(0.25), limit(0.25), limit(10.0)] == [2000, 250, 250, 10_000]
@@ -163,7 +164,7 @@ def test_a_closed_connection_opens_again(connection: Connection) -> None:
 def test_a_dropped_connection_closes_the_file(path: Path) -> None:
     """Test suites drop outboxes as they are; Python 3.13 warns of what was left open."""
     connection = Connection(path, print)
-    with connection.reading(2.0) as db:
+    with connection.opened(2.0) as db:
         pass
     del connection
 
@@ -197,14 +198,20 @@ def test_damage_that_is_met_in_use_is_recovered_and_reported(
 
 
 def read_all(connection: Connection) -> int:
-    with connection.reading(2.0) as db:
+    with connection.opened(2.0) as db:
         return len(db.execute("SELECT * FROM katalys_outbox NOT INDEXED").fetchall())
+
+
+def break_body(path: Path) -> None:
+    """Make an outbox of which only the first 100 bytes can be read: they say that it is ours."""
+    open_file(path, 2.0).close()
+    path.write_bytes(path.read_bytes()[:100] + b"not a database" * 1000)
 
 
 def test_damage_that_is_met_when_opening_is_recovered_before_the_first_use(
     connection: Connection, path: Path, recoveries: list[Recovery]
 ) -> None:
-    path.write_bytes(b"not a database" * 100)
+    break_body(path)
 
     assert count(connection) == 0
     assert [recovery.rows_saved for recovery in recoveries] == [0]
@@ -214,7 +221,7 @@ def test_who_is_called_may_use_the_connection(path: Path) -> None:
     """A hook that is called with the event may ask the outbox how it stands."""
     counted: list[int] = []
     asked_back = Connection(path, lambda _: counted.append(count(asked_back)))
-    path.write_bytes(b"not a database" * 100)
+    break_body(path)
 
     assert count(asked_back) == 0
     assert counted == [0]
@@ -230,7 +237,7 @@ def test_what_another_process_has_recovered_is_not_reported_again(
     other.close()
 
     def meet_damage_meanwhile() -> None:
-        with connection.reading(2.0):
+        with connection.opened(2.0):
             sound.rename(broken)
             raise sqlite3.DatabaseError("database disk image is malformed")
 
@@ -240,6 +247,41 @@ def test_what_another_process_has_recovered_is_not_reported_again(
     assert recoveries == []
     assert quarantined(broken) == []
     assert count(connection) == 0
+
+
+def test_damage_is_not_assumed_of_a_file_that_took_the_place_meanwhile(
+    connection: Connection, path: Path, recoveries: list[Recovery]
+) -> None:
+    count(connection)
+
+    def meet_damage_meanwhile() -> None:
+        with connection.opened(2.0):
+            path.unlink()
+            path.write_text("Dear diary")
+            raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with pytest.raises(ForeignFile):
+        meet_damage_meanwhile()
+
+    assert path.read_text() == "Dear diary"
+    assert quarantined(path) == []
+    assert recoveries == []
+
+
+def test_one_that_has_only_read_migrates_before_it_writes(path: Path) -> None:
+    """The file is not opened anew: that it is ours is known as long as it is open."""
+    open_file(path, 2.0).close()
+    with edited(path) as db:
+        db.execute("DROP INDEX katalys_outbox_finished")
+        db.execute(f"PRAGMA user_version = {MAJOR * 1000 + 1}")
+    connection = Connection(path, print)
+    with connection.opened(2.0, creating=False) as reading:
+        assert query(path, "PRAGMA user_version") == [(MAJOR * 1000 + 1,)]
+    with connection.opened(2.0) as writing:
+        assert writing is reading
+    connection.close()
+
+    assert query(path, "PRAGMA user_version") == [(MAJOR * 1000 + len(MIGRATIONS),)]
 
 
 def test_a_file_that_another_process_locks_is_no_damage(connection: Connection, path: Path) -> None:

@@ -14,6 +14,7 @@ from .outbox_conformance import (  # noqa: F401 - the suite
     TestClaim,
     TestClockJumps,
     TestDeadLetters,
+    TestDropping,
     TestFairness,
     TestForgetting,
     TestOrderSequence,

@@ -73,6 +73,7 @@ def test_an_outbox_that_cannot_answer_is_refused() -> None:
 
 
 def test_an_empty_outbox_is_healthy(tracker: Tracker) -> None:
+    tracker.drain()
     status = operations.status(archive_of(tracker))
 
     assert (status.statistics.pending, status.pause, status.is_healthy) == (0, None, True)
@@ -177,7 +178,7 @@ def test_a_forgotten_order_cannot_be_corrected(timed: Tracker) -> None:
     buy(timed)
     operations.forget(archive_of(timed), order_id="1001")
 
-    assert story_of(timed, NOW).endswith(f"It is a dead letter: {FORGOTTEN}. Its data is gone.")
+    assert story_of(timed, NOW).endswith("It was forgotten on request and will not be delivered. Its data is gone.")
 
 
 def test_over_get_the_story_does_not_claim_to_know(make_tracker: Callable[..., Tracker]) -> None:
@@ -275,7 +276,7 @@ def test_a_forgotten_order_is_never_delivered(tracker: Tracker, sandbox: Sandbox
     assert operations.forget(archive_of(tracker), order_id="1001") == 1
     tracker.drain()
     (entry,) = tracker.outbox.history("1001")
-    assert (entry.payload, entry.state, entry.last_error) == (None, State.DEAD, FORGOTTEN)
+    assert (entry.payload, entry.state, entry.last_error) == (None, State.FORGOTTEN, FORGOTTEN)
     assert sandbox.collector.received == ()
 
 

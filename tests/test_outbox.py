@@ -12,7 +12,7 @@ import pytest
 from katalys_wsgi import ConfigurationError, Event
 from katalys_wsgi.conversion.postback import Postback
 from katalys_wsgi.events import Events
-from katalys_wsgi.outbox import Added, Archive, Change, Entry, Outbox, open_outbox
+from katalys_wsgi.outbox import Added, Archive, Change, Entry, Outbox, open_outbox, schema
 from katalys_wsgi.outbox.memory import MemoryOutbox
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
@@ -98,7 +98,8 @@ def test_an_outbox_is_itself(make: Callable[[], Outbox]) -> None:
 
 def test_the_file_takes_the_clock_and_reports_its_damage(tmp_path: Path) -> None:
     clock, seen = Clock(), list[Event]()
-    (tmp_path / "outbox.db").write_bytes(b"not a database" * 100)
+    schema.open_file(tmp_path / "outbox.db", 2.0).close()
+    (tmp_path / "outbox.db").write_bytes((tmp_path / "outbox.db").read_bytes()[:100] + b"not a database" * 1000)
     outbox = open_outbox(tmp_path / "outbox.db", clock=clock, events=Events([seen.append]))
     outbox.add(conversion())
     (entry,) = outbox.history("1001")

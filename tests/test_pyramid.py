@@ -19,7 +19,17 @@ from katalys_wsgi.conversion.postback import Kind
 from katalys_wsgi.outbox import Added
 from katalys_wsgi.pyramid import click_tween_factory
 
-from .support import BUYER_IP, LINK, OLD_SECRET, SECRET, SITE_ID, make_conversion, make_environ, names
+from .support import (
+    BUYER_IP,
+    LINK,
+    OLD_SECRET,
+    SECRET,
+    SITE_ID,
+    history_of,
+    make_conversion,
+    make_environ,
+    names,
+)
 
 LANDING = "/?" + LINK
 
@@ -59,7 +69,7 @@ def tracker_of(app: TestApp) -> Tracker:
 
 def orders_of(app: TestApp) -> list[str]:
     """The orders that are in the outbox."""
-    return [order for order in ("1001", "1002") if tracker_of(app).outbox.history(order)]
+    return [order for order in ("1001", "1002") if history_of(tracker_of(app).outbox, order)]
 
 
 def page(request: Any) -> Response:

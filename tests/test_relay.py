@@ -20,6 +20,7 @@ import pytest
 
 from katalys_wsgi import Event, OrderUpdate, OutboxUnavailable, Settings
 from katalys_wsgi.conversion.postback import Postback
+from katalys_wsgi.conversion.wire import business_part
 from katalys_wsgi.delivery import relay as module
 from katalys_wsgi.delivery.relay import ROWS_PER_WORKER, Drained, Relay
 from katalys_wsgi.events import Events
@@ -170,7 +171,8 @@ class TestDrain:
         relay.drain()
 
         entry = row(outbox)
-        assert (entry.state, entry.payload, entry.last_status, entry.confirmed) == (State.DELIVERED, None, 204, True)
+        assert (entry.state, entry.last_status, entry.confirmed) == (State.DELIVERED, 204, True)
+        assert entry.payload == business_part(make_postback("1001").payload)
         assert names(events) == ["postback_delivered"]
         assert events[0].fields["order_id"] == "1001"
 

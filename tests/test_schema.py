@@ -13,8 +13,17 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import OutboxUnavailable
-from katalys_wsgi.outbox import Added
-from katalys_wsgi.outbox.schema import MAJOR, MIGRATIONS, journal_mode, migrate, open_file, readable_text
+from katalys_wsgi.outbox import Added, schema
+from katalys_wsgi.outbox.schema import (
+    APPLICATION_ID,
+    MAJOR,
+    MIGRATIONS,
+    create,
+    journal_mode,
+    migrate,
+    open_file,
+    readable_text,
+)
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 
 from .faults.harness import edited, query
@@ -47,6 +56,40 @@ def test_only_its_owner_may_read_it(path: Path) -> None:
     assert set(modes.values()) == {0o600}
 
 
+def test_a_user_makes_the_file_for_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root gives files away; what it makes is in test_recovery.py."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "fchown", None)
+    create(path)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_new_file_that_another_process_locks_is_closed_again(path: Path) -> None:
+    path.touch()
+    with edited(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            open_file(path, 0.05)
+        other.execute("ROLLBACK")
+
+    assert query(path, "PRAGMA application_id") == [(0,)]
+
+
+def test_the_file_is_ours_before_anything_else_is_in_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it makes the file leaves one that is known."""
+
+    def dies(_: sqlite3.Connection) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schema, "migrate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        open_file(path, 2.0)
+
+    assert query(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
+    assert query(path, "SELECT count(*) FROM sqlite_master") == [(0,)]
+
+
 def test_every_commit_is_synced_and_what_is_deleted_is_overwritten(path: Path) -> None:
     with closing(open_file(path, 2.0)) as db:
         found = [
@@ -64,7 +107,7 @@ def test_synchronous_full_that_is_not_accepted_is_an_error(path: Path, monkeypat
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **options, factory=Refuses))
     with pytest.raises(OutboxUnavailable, match="synchronous=FULL was not accepted"):
-        SQLiteOutbox(path).statistics()
+        SQLiteOutbox(path).claim(1, LEASE)
 
 
 def test_text_that_cannot_be_decoded_is_read_nevertheless() -> None:
@@ -102,6 +145,7 @@ def shape(path: Path) -> dict[str, Any]:
     objects = query(path, "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY name")
     indexes = [name for kind, name in objects if kind == "index"]
     return {
+        "application": query(path, "PRAGMA application_id"),
         "version": query(path, "PRAGMA user_version"),
         "objects": objects,
         "columns": query(path, "PRAGMA table_xinfo(katalys_outbox)"),
@@ -118,6 +162,7 @@ def of_step(path: Path) -> Callable[[int], None]:
 
     def make(steps: int) -> None:
         with edited(path) as db:
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             for step in MIGRATIONS[:steps]:
                 db.executescript(step)
             db.execute(f"PRAGMA user_version = {MAJOR * 1000 + steps}")
@@ -136,11 +181,10 @@ def test_a_migrated_file_equals_a_fresh_one(
 ) -> None:
     of_step(steps)
     migrated, fresh = SQLiteOutbox(path), SQLiteOutbox(tmp_path / "fresh.db")
-    migrated.statistics()
-    fresh.statistics()
+    assert [entry.order_id for entry in migrated.claim(10, LEASE)] == ["old"]
+    fresh.claim(10, LEASE)
 
     assert shape(path) == shape(tmp_path / "fresh.db")
-    assert [entry.order_id for entry in migrated.claim(10, LEASE)] == ["old"]
     migrated.close()
     fresh.close()
 

@@ -9,10 +9,10 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from katalys_wsgi.conversion.order import ORDER_STATUSES
-from katalys_wsgi.conversion.wire import WIRES, wire_problems
+from katalys_wsgi.conversion.order import ORDER_STATUSES, Discount, LineItem
+from katalys_wsgi.conversion.wire import BUSINESS, PERSONAL, WIRES, business_part, wire_problems
 
-from .support import SITE_ID, TWELVE_KEYS, fields_of, make_conversion, make_postback, make_update
+from .support import CLICK, SITE_ID, TWELVE_KEYS, fields_of, make_conversion, make_postback, make_update
 
 # --- Katalys' Server-to-Server Implementation, copied as it stands -----------------------------------------------
 
@@ -222,3 +222,39 @@ def test_the_message_of_a_valid_conversion_has_no_problems() -> None:
         conversion = make_conversion(sale_amount=amount, subtotal_amount=amount)
 
         assert conversion.problems() == wire_problems(fields_of(make_postback(conversion))) == []
+
+
+# --- what is kept after delivery ---
+
+
+def test_only_what_was_sold_and_who_is_credited_is_kept() -> None:
+    """Nothing of the buyer, and no field that somebody adds tomorrow."""
+    items = [LineItem("SKU-1", "10.00", 2, title="Ann's mug", variation="red", categories=["mugs"])]
+    whole = make_postback(make_conversion(
+        discounts=[Discount("SPRING", "5.00"), "AUTUMN"], currency="EUR", tax_amount="1.00", shipping_amount="2.00",
+        order_time=CLICK.clicked_at, order_status="paid", payment_status="captured", action_type="online-sale",
+        order_alias="a", order_count=2, customer_group="ann's family", vid="v", line_items=items,
+        billing_city="Bern", billing_state="BE", billing_postal="3000",
+        shipping_city="Bern", shipping_state="BE", shipping_postal="3000",
+    ))  # fmt: skip
+    kept = json.loads(business_part(whole.payload))
+
+    assert kept == {
+        "type": "force_convert", "site_id": SITE_ID, "order_id": "1001", "sale_amount": "59.90",
+        "subtotal_amount": "50.00", "transaction_id": "1234abcd", "offer_id": "1234", "aff_id": "5678",
+        "discount_1_code": "SPRING", "discount_1_amount": "5.00", "discount_2_code": "AUTUMN", "currency": "EUR",
+        "tax_amount": "1.00", "shipping_amount": "2.00", "order_time": "@1795348800", "order_status": "paid",
+        "payment_status": "captured", "action_type": "online-sale",
+        "line_item_1_sku": "SKU-1", "line_item_1_price": "10.00", "line_item_1_qty": "2",
+    }  # fmt: skip
+    assert [name for name in fields_of(whole) if name in kept] == list(kept)
+    assert not set(PERSONAL) & set(kept)
+
+
+@pytest.mark.parametrize("payload", ["garbage", "[]", "null", "", '{"email_address":"a', '"ann@example.com"'])
+def test_of_a_message_that_cannot_be_read_nothing_is_kept(payload: str) -> None:
+    assert business_part(payload) == "{}"
+
+
+def test_business_fields_name_nothing_personal() -> None:
+    assert not BUSINESS & {*PERSONAL, "order_alias", "customer_group", "billing_city", "shipping_postal"}

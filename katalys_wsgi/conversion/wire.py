@@ -12,10 +12,18 @@ from urllib.parse import urlencode
 from . import checks
 from .order import FIELD_CHECKS, ORDER_STATUSES, REQUIRED_FIELDS
 
-__all__ = ["PERSONAL", "WIRES", "Wire", "wire_problems"]
+__all__ = ["BUSINESS", "PERSONAL", "WIRES", "Wire", "business_part", "wire_problems"]
 
 #: The keys whose values are personal data: never shown in a log or an error, should an answer repeat them.
 PERSONAL = ("email_address", "client_ip", "user_agent", "vid")
+
+#: The keys that are kept once a message is delivered: what was sold and who is credited, nothing about the buyer. The
+#: N stands for a number.
+BUSINESS = frozenset({
+    "type", "site_id", "order_id", "sale_amount", "subtotal_amount", "tax_amount", "shipping_amount", "currency",
+    "discount_N_code", "discount_N_amount", "transaction_id", "offer_id", "aff_id", "order_time", "order_status",
+    "payment_status", "action_type", "line_item_N_sku", "line_item_N_price", "line_item_N_qty",
+})  # fmt: skip
 
 _TYPES = ("force_convert", "offline_conv")
 
@@ -54,6 +62,20 @@ WIRES: Mapping[str, Wire] = {
     "form": Wire("POST", "application/x-www-form-urlencoded", _form),
     "get": Wire("GET", None, _form, confirms=False),
 }
+
+
+def business_part(payload: str) -> str:
+    """What may be kept of a message once the buyer's data is no longer needed: the fields of :data:`BUSINESS`.
+
+    :param payload: the message as JSON.
+    :returns: as JSON, in the same order; without any field if ``payload`` cannot be read.
+    """
+    try:
+        fields = json.loads(payload).items()
+    except (AttributeError, ValueError):
+        fields = ()  # damaged on disk
+    kept = {name: value for name, value in fields if _numbers.sub("_N_", name) in BUSINESS}
+    return json.dumps(kept, separators=(",", ":"))
 
 
 def wire_problems(fields: Mapping[str, object]) -> list[str]:

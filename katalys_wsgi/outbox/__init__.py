@@ -1,7 +1,7 @@
 """The outbox: where postbacks wait between the shop's pages and the delivery.
 
 What is added here is delivered, whatever dies in between. An entry is pending until Katalys has taken it
-(delivered) or refuses to take it as it is (dead).
+(delivered) or refuses to take it as it is (dead); the operator may dismiss it (dropped) and the buyer be forgotten.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ __all__ = [
 class Outbox(Protocol):
     """Where postbacks wait: what recording and delivery need.
 
-    Every method raises :class:`~katalys_wsgi.OutboxUnavailable` when the store cannot be reached in time.
+    Every method raises :class:`~katalys_wsgi.OutboxUnavailable` when the store cannot be reached in time. ``add``,
+    ``claim``, ``apply`` and ``prune`` make the place where the rows are kept; every other method raises
+    :class:`~katalys_wsgi.errors.OutboxMissing` where there is none, and neither makes, migrates nor repairs it.
     """
 
     def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
@@ -36,7 +38,8 @@ class Outbox(Protocol):
             the same key replaces.
         :param connection: the shop's own connection, so that it is kept if and only if the order is; only for
             outboxes in the shop's database.
-        :returns: what became of it; the entry of a key that is there already stands, unless it is a dead letter.
+        :returns: what became of it; the entry of a key that is there already stands, unless it is a dead letter, also
+            one that was forgotten or dropped since.
         :raises UnusableConnection: this outbox cannot join ``connection``; nothing was written.
         """
         ...
@@ -90,20 +93,32 @@ class Archive(Outbox, Protocol):
         ...
 
     def with_payload(self) -> Iterator[Entry]:
-        """Every entry that still holds a payload."""
+        """Every entry that still holds a payload.
+
+        The whole message while it is pending or a dead letter, its business fields once it is delivered or dropped.
+        """
         ...
 
-    def revive(self, entry: Entry, postback: Postback) -> bool:
+    def revive(self, entry: Entry, postback: Postback, *, note: str = "") -> bool:
         """Make a dead letter pending again, as ``postback`` (the same, or corrected).
 
+        :param note: what was done to it, without personal data, such as ``"corrected: sale_amount"``; the history keeps
+            it, :attr:`Attempt.note <katalys_wsgi.outbox.Attempt.note>`. Empty keeps none.
         :returns: False if it is no longer dead, or ``postback`` has the key of another entry.
         """
         ...
 
     def forget(self, entries: Iterable[Entry]) -> int:
-        """Take the buyer's data out of ``entries``; those pending become dead letters.
+        """Take the whole payload out of ``entries``; those pending or dead become forgotten and are not delivered.
 
         :returns: how many were changed; one that is in another state meanwhile is not.
+        """
+        ...
+
+    def drop(self, entries: Iterable[Entry]) -> int:
+        """Dismiss dead letters: why they died and their business fields stay, the buyer's data goes.
+
+        :returns: how many were dropped; what is not a dead letter, or no longer as it is in ``entries``, is not.
         """
         ...
 

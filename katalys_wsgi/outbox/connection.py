@@ -1,7 +1,4 @@
-"""A process's one connection to the outbox's SQLite file: opened at first use, shared by its threads.
-
-It is opened anew when another file has taken the place of its own, and when the file turns out to be damaged.
-"""
+"""A process's one connection to the outbox's SQLite file: opened at first use, shared by its threads."""
 
 from __future__ import annotations
 
@@ -13,8 +10,9 @@ from pathlib import Path
 
 from ..errors import OutboxUnavailable
 from ..process import ForkLock
+from .identity import Found, look_at, missing
 from .recovery import Recovery, is_damage, quarantine
-from .schema import open_file
+from .schema import has_schema, open_existing, open_file, prepare
 
 __all__ = ["Connection", "Recovered"]
 
@@ -26,7 +24,9 @@ class Recovered(OutboxUnavailable):
 class Connection:
     """The process's one connection; its threads queue here, not in SQLite's sleeping busy loop.
 
-    :param path: the file; it is made if it is not there.
+    A file that is not ours is refused, and left untouched, by everything.
+
+    :param path: the file, absolute.
     :param on_recovery: called when this process has recovered a damaged file, after the connection is free again.
     """
 
@@ -38,16 +38,18 @@ class Connection:
         self._lock = ForkLock()
         self._db: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._is_prepared = False  # made and migrated, as those need it who create
         self._patience: float | None = None  # what SQLite was last given as its busy timeout
         self._unreported: list[Recovery] = []
 
     @contextmanager
-    def transaction(self, patience: float) -> Iterator[sqlite3.Connection]:
+    def transaction(self, patience: float, *, creating: bool = True) -> Iterator[sqlite3.Connection]:
         """A write transaction: committed and synced to disk when the block ends, undone when it raises.
 
-        :param patience: as of :meth:`reading`, which also says what is raised.
+        :param patience: as of :meth:`opened`, which also says what is raised.
+        :param creating: as of :meth:`opened`.
         """
-        with self.reading(patience) as db:
+        with self.opened(patience, creating=creating) as db:
             # A plain BEGIN would read first and fail at once, busy timeout or not, when another process writes.
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -59,19 +61,23 @@ class Connection:
                 raise
 
     @contextmanager
-    def reading(self, patience: float) -> Iterator[sqlite3.Connection]:
+    def opened(self, patience: float, *, creating: bool = True) -> Iterator[sqlite3.Connection]:
         """The connection, exclusively.
 
         :param patience: seconds to wait for other threads, and again for other processes.
+        :param creating: make the file if it is missing, migrate it if it is older, recover it if it is damaged. Without
+            it none of this is done, so that a question leaves no trace.
         :raises Recovered: the file was damaged; there is a new one.
+        :raises OutboxMissing: there is no outbox, and none is made.
+        :raises ForeignFile: the file is not ours.
         :raises OutboxUnavailable: SQLite refused, for any other reason.
         """
         if not self._lock.acquire(timeout=patience):
             raise OutboxUnavailable(f"The outbox {self._path} was busy in this process for {patience:g} seconds.")
         try:
-            yield self._opened(patience)
+            yield self._current(patience, creating=creating)
         except (sqlite3.Error, OSError) as error:
-            raise self._handled(error) from error
+            raise self._handled(error, creating=creating) from error
         finally:
             unreported, self._unreported = self._unreported, []
             self._lock.release()
@@ -87,17 +93,24 @@ class Connection:
         # Test suites make an application, and so an outbox, for each test, and drop it as it is.
         self._let_go()
 
-    def _opened(self, patience: float) -> sqlite3.Connection:
+    def _current(self, patience: float, *, creating: bool) -> sqlite3.Connection:
         file = _identity(self._path)
         if self._db is None or file != self._file:  # another process has quarantined it, or it was moved
             self._let_go()
-            self._db, self._file = self._open(patience), file or _identity(self._path)
+            self._db = self._open(patience, creating=creating)
+            self._file, self._is_prepared = file or _identity(self._path), creating
+        elif creating and not self._is_prepared:
+            prepare(self._db)
+            self._is_prepared = True
         if self._patience != patience:
             self._db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
             self._patience = patience
         return self._db
 
-    def _open(self, patience: float) -> sqlite3.Connection:
+    def _open(self, patience: float, *, creating: bool) -> sqlite3.Connection:
+        found = look_at(self._path)
+        if not creating:
+            return self._open_to_read(found, patience)
         try:
             return open_file(self._path, patience)
         except sqlite3.DatabaseError as error:
@@ -106,18 +119,36 @@ class Connection:
             self._recover()
             return open_file(self._path, patience)
 
+    def _open_to_read(self, found: Found, patience: float) -> sqlite3.Connection:
+        if found is not Found.OURS:
+            raise missing(self._path)
+        db = open_existing(self._path, patience)
+        if not has_schema(db):
+            db.close()
+            raise missing(self._path)
+        return db
+
     def _recover(self) -> None:
         recovery = quarantine(self._path)
         if recovery is not None:  # else another process was faster
             self._unreported.append(recovery)
 
-    def _handled(self, error: Exception) -> OutboxUnavailable:
-        """What to raise for ``error``; a damaged file is recovered first.
+    def _handled(self, error: Exception, *, creating: bool) -> OutboxUnavailable:
+        """What to raise for ``error``; a damaged file is recovered first, if the caller is one of those who do so.
 
         When that fails too, because the disk is full, the damaged file stays, and the next use tries again.
+
+        :raises ForeignFile: nothing says that the damaged file is ours.
         """
         if is_damage(error):
-            self._let_go()
+            if not creating:
+                return OutboxUnavailable(
+                    f"The outbox {self._path} is damaged: {error}. The relay repairs it, or: katalys-wsgi recover"
+                )
+            is_ours = self._db is not None and self._file == _identity(self._path)
+            self._let_go()  # until here nobody could reuse its inode
+            if not is_ours:
+                look_at(self._path)
             with suppress(sqlite3.Error, OSError):
                 self._recover()
                 return Recovered(f"The outbox {self._path} was damaged and is in quarantine: {error}.")
@@ -125,7 +156,7 @@ class Connection:
         return OutboxUnavailable(f"The outbox {self._path} cannot be used: {error}. {advice}")
 
     def _let_go(self) -> None:
-        db, self._db, self._patience = self._db, None, None
+        db, self._db, self._file, self._patience = self._db, None, None, None
         if db is not None:
             db.close()
 

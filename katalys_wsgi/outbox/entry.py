@@ -1,31 +1,27 @@
-"""An entry: one row of the outbox, its states, and every rule of a row that is not SQL.
-
-Both stores and all readers use these rules; only the SQL around them differs.
-"""
+"""An entry: one row of the outbox, the states it goes through, and what an attempt changes in it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
-from ..conversion.postback import Kind, Postback
-from ..errors import UnusableConnection
+from ..conversion.postback import Kind
+from ..conversion.wire import business_part
 
 __all__ = [
-    "FORGOTTEN", "HOLDING_BACK", "LONGEST_DELAY", "LONGEST_HISTORY", "PAGE", "PATIENCE_IN_RELAY",
-    "PATIENCE_IN_REQUEST", "PRUNED_AT_A_TIME", "Added", "Attempt", "Change", "Due", "Entry", "Receipt", "State",
-    "Statistics", "Verdict", "added_again", "forgotten_columns", "holds_back", "new_columns", "paged",
-    "refuse_connection", "revived_columns", "share_of_retries",
+    "FORGOTTEN", "GIVEN_UP", "HOLDING_BACK", "LONGEST_DELAY", "LONGEST_HISTORY", "PATIENCE_IN_RELAY",
+    "PATIENCE_IN_REQUEST", "PRUNED_AT_A_TIME", "Added", "Attempt", "Change", "Entry", "Receipt", "State",
+    "Statistics", "Verdict", "as_column", "holds_back",
 ]  # fmt: skip
 
 #: The longest that a row may be postponed, in seconds. Katalys may ask for that much with Retry-After; a row that is
 #: due later was put there by a clock that jumped.
 LONGEST_DELAY = 6 * 3600.0
 
-#: How many attempts are kept with a row, for ``katalys-wsgi why``.
+#: How many attempts and notes are kept with a row, for ``katalys-wsgi why``.
 LONGEST_HISTORY = 20
 
 #: Seconds that a shop's page waits for the store.
@@ -37,9 +33,6 @@ PATIENCE_IN_RELAY = 10.0
 #: Rows deleted in one transaction: pages wait while it lasts.
 PRUNED_AT_A_TIME = 500
 
-#: Rows read at a time by :func:`paged`.
-PAGE = 1000
-
 #: The ``last_error`` of a row whose buyer asked to be forgotten before it was delivered.
 FORGOTTEN = "forgotten on request"
 
@@ -50,6 +43,8 @@ class State(str, Enum):
     PENDING = "pending"  # until Katalys has it
     DELIVERED = "delivered"  # Katalys has it
     DEAD = "dead"  # a dead letter: only the operator can get it delivered
+    FORGOTTEN = "forgotten"  # its buyer asked to be forgotten before it was delivered: its data is gone
+    DROPPED = "dropped"  # a dead letter that the operator has dismissed
 
     __str__ = str.__str__
 
@@ -58,12 +53,15 @@ class State(str, Enum):
         return cls.DEAD  # damaged on disk: never sent, and still shown
 
 
+#: The states of a row that nobody is going to deliver, unless the operator or the shop intervenes.
+GIVEN_UP = (State.DEAD, State.FORGOTTEN, State.DROPPED)
+
 #: An update waits for the older entries of its order that are so: it must not overtake its conversion, and it makes no
-#: sense without one. A dead conversion holds it back until the operator has revived it.
+#: sense without one. A conversion that was given up holds it back until it is revived or recorded anew.
 HOLDING_BACK = (
     (State.PENDING, Kind.CONVERSION),
     (State.PENDING, Kind.UPDATE),
-    (State.DEAD, Kind.CONVERSION),
+    *((state, Kind.CONVERSION) for state in GIVEN_UP),
 )
 
 
@@ -104,30 +102,34 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt to deliver.
+    """One attempt to deliver, or a note on what the operator did in between.
 
     :param at: seconds since 1970.
     :param status: the HTTP status, None when there was no answer.
     :param error: one line without personal data, None when delivered.
+    :param note: what the operator did, such as ``"corrected: sale_amount"``; then this is no attempt, and status and
+        error are None. None for an attempt.
     """
 
     at: float
     status: int | None
     error: str | None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
     """One row. Times are seconds since 1970.
 
-    :param payload: the message as JSON; None once it is no longer needed.
+    :param payload: the message as JSON. What is delivered or dropped keeps its business fields only, without personal
+        data (:func:`~katalys_wsgi.conversion.wire.business_part`); what is forgotten keeps nothing: None.
     :param attempts: how often it was claimed to be sent since it was last made pending.
     :param due_at: when it may be claimed next; at the earliest when a lease ends.
     :param lease_token: identifies the claim of the relay that is sending it, None when no relay is.
     :param pending_since: when it was recorded or last revived; give_up_after counts from here.
-    :param finished_at: when it was delivered or became a dead letter.
+    :param finished_at: when it was delivered, became a dead letter, was forgotten or dropped; None while pending.
     :param confirmed: Katalys said that it parsed the message; never true over GET.
-    :param history: the last :data:`LONGEST_HISTORY` attempts, oldest first.
+    :param history: the last :data:`LONGEST_HISTORY` attempts and notes, oldest first.
     """
 
     id: int
@@ -155,20 +157,33 @@ class Entry:
         """The entry of a row as a store keeps it.
 
         :param row: the columns of this class, states and kinds as their values, the history as JSON. A kind that is
-            unknown, because the disk was damaged, reads as an update, a state as dead.
+            unknown, because the disk was damaged, reads as an update, a state as dead, a history as empty.
         """
         return cls(**{
             **row,
             "kind": Kind(row["kind"]),
             "state": State(row["state"]),
             "confirmed": bool(row["confirmed"]),
-            "history": tuple(Attempt(*attempt) for attempt in json.loads(row["history"])),
+            "history": _readable_history(row["history"]),
         })  # fmt: skip
+
+
+def _readable_history(column: str) -> tuple[Attempt, ...]:
+    try:
+        return tuple(Attempt(*attempt) for attempt in json.loads(column))
+    except (TypeError, ValueError):
+        return ()  # damaged on disk: neither delivery nor the operator's questions may fail for it
+
+
+def as_column(history: Iterable[Attempt]) -> str:
+    """The last :data:`LONGEST_HISTORY` attempts and notes, as a store keeps them: JSON, read by ``Entry.from_row``."""
+    rows = [[one.at, one.status, one.error, *([one.note] if one.note else [])] for one in history]
+    return json.dumps(rows[-LONGEST_HISTORY:])
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """How an outbox stands: numbers of rows, and times in seconds since 1970.
+    """How an outbox stands: how many rows are in each state, and times in seconds since 1970.
 
     :param due: how many of the pending may be sent now by their time.
     :param oldest_pending: when it was recorded, None when none is pending.
@@ -178,6 +193,8 @@ class Statistics:
     due: int
     dead: int
     delivered: int
+    forgotten: int
+    dropped: int
     oldest_pending: float | None
     last_delivered: float | None
 
@@ -217,134 +234,23 @@ class Change:
         return cls(entry, State.PENDING, None)
 
     def columns(self, now: float) -> dict[str, Any]:
-        """What to write into the row if the lease is still the caller's; ``payload`` only when it is removed."""
+        """What to write into the row if the lease is still the caller's; ``payload`` only when it is reduced."""
         lease = {"due_at": now + self.delay, "leased_until": None, "lease_token": None}
         if self.receipt is None:
             return {**lease, "attempts": self.entry.attempts - 1}
         attempt = Attempt(now, self.receipt.status, self.receipt.error)
-        history = [[one.at, one.status, one.error] for one in (*self.entry.history, attempt)]
         return {
             **lease,
-            **({"payload": None} if self.state is State.DELIVERED else {}),
+            **({"payload": business_part(self.entry.payload or "{}")} if self.state is State.DELIVERED else {}),
             "state": self.state.value,
             "finished_at": None if self.state is State.PENDING else now,
             "last_status": attempt.status,
             "last_error": attempt.error,
             "confirmed": self.receipt.confirmed,
-            "history": json.dumps(history[-LONGEST_HISTORY:]),
+            "history": as_column((*self.entry.history, attempt)),
         }
-
-
-# --- the rules of a row ---
-
-
-def new_columns(postback: Postback, problems: Sequence[str], now: float) -> dict[str, Any]:
-    """The row of a postback that was just recorded.
-
-    :param problems: what is wrong with it: with any it is a dead letter at once.
-    :param now: seconds since 1970.
-    """
-    return {
-        "kind": postback.kind.value,
-        "created_at": now,
-        **revived_columns(postback, now),
-        "state": (State.DEAD if problems else State.PENDING).value,
-        "finished_at": now if problems else None,
-        "last_error": "; ".join(problems) or None,
-    }
-
-
-def revived_columns(postback: Postback, now: float) -> dict[str, Any]:
-    """What makes a row pending anew as ``postback``; its history, and when it was recorded first, stay."""
-    return {
-        "key": postback.key,
-        "order_id": postback.order_id,
-        "payload": postback.payload,
-        "digest": postback.digest,
-        "clicked_at": postback.clicked_at,
-        "state": State.PENDING.value,
-        "attempts": 0,
-        "due_at": now,
-        "pending_since": now,
-        "finished_at": None,
-        "last_status": None,
-        "last_error": None,
-    }
-
-
-def forgotten_columns(entry: Entry, now: float) -> dict[str, Any]:
-    """What removes the buyer's data from a row; one that was still pending will never be delivered."""
-    if entry.state is State.DELIVERED:
-        return {"payload": None}
-    return {
-        "payload": None,
-        "state": State.DEAD.value,
-        "finished_at": now,
-        "leased_until": None,
-        "lease_token": None,
-        "last_error": FORGOTTEN,
-    }
-
-
-def added_again(postback: Postback, problems: Sequence[str], *, state: str, attempts: int, digest: str) -> Added:
-    """What becomes of a postback whose key is there already, in a row of that state, attempts and digest.
-
-    A dead letter gives way to valid data when it was invalid itself (no attempt was made) or says something else.
-    """
-    same = digest == postback.digest
-    if state == State.DEAD and not problems and not (same and attempts):
-        return Added.REPLACED
-    return Added.SAME if same else Added.DIFFERENT
-
-
-def refuse_connection(connection: object) -> None:
-    """What outboxes do with ``connection=`` that are not in the shop's database.
-
-    :raises UnusableConnection: there is one.
-    """
-    if connection is not None:
-        raise UnusableConnection(
-            "connection= needs the outbox in the shop's database: set outbox to its SQLAlchemy URL, or leave it out."
-        )
 
 
 def holds_back(older: Entry, entry: Entry) -> bool:
     """Whether ``entry`` may not be claimed because of ``older``, another entry of its order."""
     return older.id < entry.id and (older.state, older.kind) in HOLDING_BACK
-
-
-class Due(Protocol):
-    """A store's query for the ids of rows that may be claimed, the one that is due first at the front."""
-
-    def __call__(self, *, tried: bool, after_jump: bool, most: int) -> list[int]:
-        """At most ``most`` ids.
-
-        :param tried: of rows that were tried before, or of new ones.
-        :param after_jump: of rows that are due only because a clock jumped (:data:`LONGEST_DELAY`), or by their time.
-        """
-        ...
-
-
-def share_of_retries(due: Due, limit: int) -> list[int]:
-    """The ids to claim, at most ``limit``: new rows first, yet retries get up to half while others wait.
-
-    What is left goes to rows that a clock jump has put too far into the future.
-    """
-    fresh = due(tried=False, after_jump=False, most=limit)
-    tried = due(tried=True, after_jump=False, most=limit - min(len(fresh), limit - limit // 2))
-    ids = fresh[: limit - len(tried)] + tried
-    for tried_before in (False, True):
-        if len(ids) < limit:
-            ids += due(tried=tried_before, after_jump=True, most=limit - len(ids))
-    return ids
-
-
-def paged(page: Callable[[int], list[Entry]]) -> Iterator[Entry]:
-    """Every entry, read page by page so that no transaction lasts long.
-
-    :param page: the next :data:`PAGE` entries above an id, by id; an empty list ends it.
-    """
-    entries = page(0)
-    while entries:
-        yield from entries
-        entries = page(entries[-1].id)

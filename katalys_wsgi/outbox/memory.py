@@ -9,18 +9,14 @@ from typing import Any
 
 from ..conversion.postback import Kind, Postback
 from ..process import ForkLock
-from .entry import (
-    LONGEST_DELAY,
+from .entry import GIVEN_UP, LONGEST_DELAY, Added, Change, Entry, State, Statistics, holds_back
+from .rules import (
     PAGE,
-    Added,
-    Change,
-    Entry,
-    State,
-    Statistics,
     added_again,
+    dropped_columns,
     forgotten_columns,
-    holds_back,
     new_columns,
+    noted_columns,
     paged,
     refuse_connection,
     revived_columns,
@@ -29,7 +25,7 @@ from .entry import (
 
 __all__ = ["MemoryOutbox"]
 
-#: The columns that a new row has beside :func:`~katalys_wsgi.outbox.entry.new_columns`.
+#: The columns that a new row has beside :func:`~katalys_wsgi.outbox.rules.new_columns`.
 _BLANK = {"leased_until": None, "lease_token": None, "confirmed": False, "history": "[]"}
 
 
@@ -118,7 +114,7 @@ class MemoryOutbox:
         with self._lock:
             entries = [Entry.from_row(row) for row in self._rows.values()]
             old = {entry for entry in entries if entry.finished_at is not None and entry.finished_at < finished_before}
-            given_up = {entry.order_id for entry in old if entry.state is State.DEAD and entry.kind is Kind.CONVERSION}
+            given_up = {entry.order_id for entry in old if entry.state in GIVEN_UP and entry.kind is Kind.CONVERSION}
             for entry in entries:
                 waits = entry.state is State.PENDING and entry.kind is Kind.UPDATE and entry.order_id in given_up
                 if waits or entry in old:
@@ -144,12 +140,23 @@ class MemoryOutbox:
             lambda after: [entry for entry in self._entries() if entry.id > after and entry.payload is not None][:PAGE]
         )
 
-    def revive(self, entry: Entry, postback: Postback) -> bool:
+    def revive(self, entry: Entry, postback: Postback, *, note: str = "") -> bool:
         """See :meth:`Archive.revive <katalys_wsgi.outbox.Archive.revive>`."""
+        now = self._clock()
+        columns = revived_columns(postback, now) | noted_columns(entry, note, now)
         with self._lock:
             if any(row["id"] != entry.id for row in self._matching(key=postback.key)):
                 return False
-            return bool(self._update(revived_columns(postback, self._clock()), id=entry.id, state=State.DEAD.value))
+            return bool(self._update(columns, id=entry.id, state=State.DEAD.value))
+
+    def drop(self, entries: Iterable[Entry]) -> int:
+        """See :meth:`Archive.drop <katalys_wsgi.outbox.Archive.drop>`."""
+        now, chosen = self._clock(), list(entries)
+        with self._lock:
+            return sum(
+                self._update(dropped_columns(entry, now), id=entry.id, digest=entry.digest, state=State.DEAD.value)
+                for entry in chosen
+            )
 
     def forget(self, entries: Iterable[Entry]) -> int:
         """See :meth:`Archive.forget <katalys_wsgi.outbox.Archive.forget>`."""
@@ -161,14 +168,14 @@ class MemoryOutbox:
 
     def statistics(self) -> Statistics:
         """See :meth:`Archive.statistics <katalys_wsgi.outbox.Archive.statistics>`."""
-        entries, now = self._entries(), self._clock()
-        pending = [entry for entry in entries if entry.state is State.PENDING]
-        delivered = [entry for entry in entries if entry.state is State.DELIVERED]
+        now = self._clock()
+        of_state: dict[State, list[Entry]] = {state: [] for state in State}
+        for entry in self._entries():
+            of_state[entry.state].append(entry)
+        pending, delivered = of_state[State.PENDING], of_state[State.DELIVERED]
         return Statistics(
-            pending=len(pending),
+            **{state.value: len(entries) for state, entries in of_state.items()},
             due=sum(entry.due_at <= now for entry in pending),
-            dead=len(entries) - len(pending) - len(delivered),
-            delivered=len(delivered),
             oldest_pending=min((entry.created_at for entry in pending), default=None),
             last_delivered=max((entry.finished_at or 0.0 for entry in delivered), default=None),
         )

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .schema import open_file, readable_text
+from ..errors import ForeignFile, OutboxUnavailable
+from .identity import Found, look_at, missing
+from .schema import create, open_file, readable_text
 
-__all__ = ["Recovery", "is_damage", "quarantine", "salvage"]
+__all__ = ["Recovery", "is_damage", "quarantine", "recover", "salvage"]
 
 #: What SQLITE_CORRUPT and SQLITE_NOTADB say (https://sqlite.org/rescode.html).
 _DAMAGE = ("malformed", "not a database", "disk image")
@@ -26,11 +28,53 @@ class Recovery:
     """What was done about a damaged file.
 
     :param quarantined_as: the damaged file's new name.
-    :param rows_saved: how many rows are in the new file.
+    :param rows_saved: how many of its rows are in the new file.
     """
 
     quarantined_as: Path
     rows_saved: int
+
+
+def recover(path: str | os.PathLike[str], *, force: bool = False) -> Recovery | None:
+    """See that the outbox at ``path`` is sound afterwards: what an operator asks for. The shop may go on meanwhile.
+
+    :param force: the operator's word that the file is the outbox, though it is so damaged that nothing in it says so.
+        A sound database of another program is refused even then.
+    :returns: what was done; None if the file is sound and nothing had to be done.
+    :raises OutboxMissing: there is no file.
+    :raises ForeignFile: the file is not ours; it is untouched.
+    :raises OutboxUnavailable: it is locked for long, or the new file cannot be written; nothing has changed.
+    """
+    place = Path(path).absolute()
+    try:
+        return _recover(place, force=force)
+    except (sqlite3.Error, OSError) as error:
+        raise OutboxUnavailable(
+            f"The outbox {place} cannot be recovered: {error}. See that its directory is writable for this user "
+            "and has free space, then try again."
+        ) from error
+
+
+def _recover(path: Path, *, force: bool) -> Recovery | None:
+    try:
+        found = look_at(path)
+    except ForeignFile:
+        if not force or not path.is_file() or _is_another_programs(path):
+            raise
+        return quarantine(path, even_if_sound=True)  # sound, it would not be known as ours afterwards either
+    if found is Found.NOTHING:
+        raise missing(path)
+    return None if found is Found.EMPTY else quarantine(path)
+
+
+def _is_another_programs(path: Path) -> bool:
+    """Whether it is a database that can be read, without our table in it, or no file that can be read at all."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        return not is_damage(error)
+    return "katalys_outbox" not in tables
 
 
 def is_damage(error: BaseException) -> bool:
@@ -38,23 +82,27 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and any(words in str(error) for words in _DAMAGE)
 
 
-def quarantine(path: Path) -> Recovery | None:
+def quarantine(path: Path, *, even_if_sound: bool = False) -> Recovery | None:
     """Put a new file with the rows that can be read in place of a damaged one, which becomes ``….corrupt-<time>``.
 
     Processes take turns; the second one finds a sound file and leaves it alone. Killed at any moment, it leaves the
-    damaged file or the new one.
+    damaged file or the new one. The new one has the owner and the mode of the damaged one.
 
-    :returns: None if the file is sound.
-    :raises sqlite3.Error, OSError: the new file cannot be written; the damaged one is still in its place.
+    :param path: absolute; of a file that is known to be ours.
+    :param even_if_sound: do so with a sound file, too.
+    :returns: what was done; None if the file is sound.
+    :raises sqlite3.Error, OSError: the file is locked, or the new one cannot be written; the damaged one is still in
+        its place.
     """
     recovered = Path(f"{path}.recovered")
     with _turn(path):
-        if _is_sound(path):
+        if not even_if_sound and _is_sound(path):
             return None
         _remove(recovered)  # what a process left that was killed here
-        with closing(sqlite3.connect(path, isolation_level=None)) as damaged:
-            with suppress(sqlite3.Error):  # so broken that no other process can write into it either
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None)) as damaged:
+            with _only_damage():  # so broken that no other process can write into it either
                 damaged.execute("BEGIN IMMEDIATE")
+            create(recovered, like=path.stat())
             saved = salvage(damaged, recovered)
             quarantined_as = Path(f"{path}.corrupt-{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%f}")
             _exchange(path, quarantined_as, recovered)
@@ -62,21 +110,33 @@ def quarantine(path: Path) -> Recovery | None:
 
 
 @contextmanager
+def _only_damage() -> Iterator[None]:
+    """Go on after what damage raises; a lock that another process holds is none."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+
+
+@contextmanager
 def _turn(path: Path) -> Iterator[None]:
     """Keep the other processes of this machine from recovering the same file meanwhile."""
     import fcntl  # POSIX only; SQLiteOutbox refuses to be made elsewhere
 
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = Path(f"{path}.lock")
+    create(lock, like=path.stat())  # so that whoever may use the outbox may wait here
+    with lock.open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
         yield
 
 
 def _is_sound(path: Path) -> bool:
-    try:
-        with closing(sqlite3.connect(path)) as db:
-            return bool(db.execute("PRAGMA quick_check").fetchone()[0] == "ok")
-    except sqlite3.DatabaseError:
-        return False
+    """Not by quick_check: that one does not compare the indexes with their table."""
+    found = "damaged"
+    with _only_damage(), closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as db:
+        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    return bool(found == "ok")
 
 
 def _remove(path: Path) -> None:

@@ -7,7 +7,14 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["MAJOR", "MIGRATIONS", "journal_mode", "migrate", "open_file", "readable_text"]
+__all__ = [
+    "APPLICATION_ID", "MAJOR", "MIGRATIONS", "create", "has_schema", "journal_mode", "migrate", "open_existing",
+    "open_file", "prepare", "readable_text",
+]  # fmt: skip
+
+#: ``Ktly`` in ASCII, SQLite's ``application_id`` of our files: only a file with it in its header is ours, and only what
+#: is ours is ever written or repaired (https://sqlite.org/pragma.html#pragma_application_id).
+APPLICATION_ID = 0x4B746C79
 
 #: The major version of the schema; code of another one refuses the file.
 MAJOR = 1
@@ -50,39 +57,96 @@ def open_file(path: Path, patience: float) -> sqlite3.Connection:
 
     Every commit is synced to disk, and what is deleted is overwritten.
 
+    :param path: absolute; nothing is there, an empty file or one of ours.
     :param patience: seconds to wait for other processes.
     :raises sqlite3.Error: the file is damaged, locked, or of another major version.
     :raises OSError: the file cannot be made.
     """
-    _create(path)
-    # isolation_level=None: the driver must not begin transactions of its own.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=patience)
+    create(path)
+    db = open_existing(path, patience)
     try:
-        _configure(db)
-        migrate(db)
+        prepare(db)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _create(path: Path) -> None:
-    """Make the file, readable by its owner only; SQLite gives its journal the same mode.
+def prepare(db: sqlite3.Connection) -> None:
+    """Make the file behind ``db`` what :func:`open_file` gives: marked as ours, in its journal mode, migrated.
+
+    :raises sqlite3.Error: as of :func:`open_file`.
+    """
+    _mark(db)
+    db.execute(f"PRAGMA journal_mode = {journal_mode()}").fetchall()
+    migrate(db)
+
+
+def open_existing(path: Path, patience: float) -> sqlite3.Connection:
+    """A connection to the outbox at ``path`` as it is: not made, and not migrated from an older minor version.
+
+    What is written over it is synced and overwritten as by :func:`open_file`.
+
+    :param path: absolute.
+    :param patience: seconds to wait for other processes.
+    :raises sqlite3.Error: there is none, or it is damaged, locked, or of another major version.
+    """
+    # isolation_level=None: the driver must not begin transactions of its own. mode=rw: it must not make the file.
+    db = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, timeout=patience
+    )
+    try:
+        _configure(db)
+        _check_version(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def create(path: Path, like: os.stat_result | None = None) -> None:
+    """Make the file unless it is there; SQLite gives its journal the same owner and mode.
 
     One that is there is not touched: closing any descriptor of a file drops every lock the process has on it (POSIX).
+
+    :param like: whose owner and mode it gets. Unless given, only its owner may read it; one that root makes belongs to
+        the owner of its directory, so that the shop can use it.
+    :raises OSError: it cannot be made.
     """
     with suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            if like is not None:
+                os.fchmod(file, like.st_mode & 0o777)
+            if os.geteuid() == 0:
+                owner = like or os.stat(path.parent)
+                os.fchown(file, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(file)
 
 
 def _configure(db: sqlite3.Connection) -> None:
+    """What concerns this connection only; the file stays as it is."""
     db.row_factory = sqlite3.Row
     db.text_factory = readable_text
-    db.execute(f"PRAGMA journal_mode = {journal_mode()}").fetchall()
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA secure_delete = ON").fetchall()
     if db.execute("PRAGMA synchronous").fetchone()[0] != 2:
         raise sqlite3.OperationalError("synchronous=FULL was not accepted")
+
+
+def _mark(db: sqlite3.Connection) -> None:
+    """Make an empty file ours, before anything else is written: from then on it is known."""
+    if _is_blank(db):
+        db.execute("BEGIN IMMEDIATE")
+        if _is_blank(db):  # asked again: another process may have been faster
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute("COMMIT")
+
+
+def _is_blank(db: sqlite3.Connection) -> bool:
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    return not tables and not db.execute("PRAGMA application_id").fetchone()[0]
 
 
 def readable_text(raw: bytes) -> str:
@@ -115,7 +179,16 @@ def migrate(db: sqlite3.Connection) -> None:
                 db.execute(statement)
         db.execute(f"PRAGMA user_version = {MAJOR * 1000 + max(done, len(MIGRATIONS))}")
         db.execute("COMMIT")
-    if _version(db) // 1000 != MAJOR:
+    _check_version(db)
+
+
+def has_schema(db: sqlite3.Connection) -> bool:
+    """Whether the file has a schema; a new one has none until it is migrated."""
+    return _version(db) != 0
+
+
+def _check_version(db: sqlite3.Connection) -> None:
+    if has_schema(db) and _version(db) // 1000 != MAJOR:
         raise sqlite3.DatabaseError(f"its schema is {_version(db)}, of another katalys_wsgi; install that version")
 
 

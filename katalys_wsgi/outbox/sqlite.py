@@ -20,9 +20,9 @@ from ..events import Events
 from ..process import PerProcess
 from .connection import Connection, Recovered
 from .entry import (
+    GIVEN_UP,
     HOLDING_BACK,
     LONGEST_DELAY,
-    PAGE,
     PATIENCE_IN_RELAY,
     PATIENCE_IN_REQUEST,
     PRUNED_AT_A_TIME,
@@ -31,16 +31,21 @@ from .entry import (
     Entry,
     State,
     Statistics,
+)
+from .place import check_place
+from .recovery import Recovery
+from .rules import (
+    PAGE,
     added_again,
+    dropped_columns,
     forgotten_columns,
     new_columns,
+    noted_columns,
     paged,
     refuse_connection,
     revived_columns,
     share_of_retries,
 )
-from .place import check_place
-from .recovery import Recovery
 
 __all__ = ["SQLiteOutbox"]
 
@@ -64,29 +69,36 @@ _CLAIM = """
 UPDATE katalys_outbox SET attempts = attempts + 1, due_at = ?, leased_until = ?, lease_token = ? WHERE id = ?
 """
 
-_WAITING_FOR_THE_DEAD = """
+_GIVEN_UP = ", ".join(f"'{state.value}'" for state in GIVEN_UP)
+
+_WAITING_FOR_THE_DEAD = f"""
 DELETE FROM katalys_outbox WHERE state = 'pending' AND kind = 'update' AND order_id IN (
-    SELECT order_id FROM katalys_outbox WHERE state = 'dead' AND kind = 'conversion' AND finished_at < :before
+    SELECT order_id FROM katalys_outbox
+    WHERE state IN ({_GIVEN_UP}) AND kind = 'conversion' AND finished_at < :before
 )
-"""
+"""  # noqa: S608 - our own names
 _PRUNE = """
 DELETE FROM katalys_outbox WHERE id IN (
     SELECT id FROM katalys_outbox WHERE finished_at < :before ORDER BY finished_at LIMIT :limit
 )
 """
-_STATISTICS = """
-SELECT count(*) FILTER (WHERE state = 'pending') AS pending,
+_COUNTS = ", ".join(f"count(*) FILTER (WHERE state = '{state.value}') AS {state.value}" for state in State)
+
+_STATISTICS = f"""
+SELECT {_COUNTS},
        count(*) FILTER (WHERE state = 'pending' AND due_at <= :now) AS due,
-       count(*) FILTER (WHERE state = 'dead') AS dead,
-       count(*) FILTER (WHERE state = 'delivered') AS delivered,
        min(created_at) FILTER (WHERE state = 'pending') AS oldest_pending,
        max(finished_at) FILTER (WHERE state = 'delivered') AS last_delivered
 FROM katalys_outbox
-"""
+"""  # noqa: S608 - our own names
 
 
 class SQLiteOutbox:
-    """An :class:`~katalys_wsgi.outbox.Archive` in the file ``path``, made at first use, readable by its owner only.
+    """An :class:`~katalys_wsgi.outbox.Archive` in the file ``path``, readable by its owner only.
+
+    Recording and the relay make the file; all others raise :class:`~katalys_wsgi.errors.OutboxMissing` without one, and
+    leave no trace in one (SQLite itself finishes or undoes what a killed process was writing). Whatever is in its place
+    and is not ours is refused by every method, :class:`~katalys_wsgi.errors.ForeignFile`, and left untouched.
 
     Nothing is opened before it is used, and nothing is shared with a parent process, so it may be made before a fork.
     A damaged file is recovered by whoever meets the damage: :meth:`add` then tries again, the other methods raise
@@ -132,7 +144,7 @@ class SQLiteOutbox:
     def _add(self, postback: Postback, problems: Sequence[str]) -> Added:
         now, store = self._clock(), self._store.get()
         columns = new_columns(postback, problems, now)
-        with store.reading(PATIENCE_IN_REQUEST) as db:
+        with store.opened(PATIENCE_IN_REQUEST) as db:
             if _insert(db, columns):  # alone, a statement is a transaction that waits for its lock as ours do
                 return Added.NEW
         with store.transaction(PATIENCE_IN_REQUEST) as db:
@@ -178,12 +190,12 @@ class SQLiteOutbox:
         :raises UnusableConnection: ``connection`` was given: this file is not the shop's database.
         """
         refuse_connection(connection)
-        with self._store.get().reading(PATIENCE_IN_REQUEST) as db:
+        with self._store.get().opened(PATIENCE_IN_REQUEST, creating=False) as db:
             return _entries(db, "WHERE order_id = ? ORDER BY id", order_id)
 
     def entries(self, state: State | None = None, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Archive.entries <katalys_wsgi.outbox.Archive.entries>`."""
-        with self._store.get().reading(PATIENCE_IN_RELAY) as db:
+        with self._store.get().opened(PATIENCE_IN_RELAY, creating=False) as db:
             return _entries(
                 db,
                 "WHERE state = coalesce(?, state) ORDER BY id DESC LIMIT ?",
@@ -193,7 +205,7 @@ class SQLiteOutbox:
 
     def failing(self, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Archive.failing <katalys_wsgi.outbox.Archive.failing>`."""
-        with self._store.get().reading(PATIENCE_IN_RELAY) as db:
+        with self._store.get().opened(PATIENCE_IN_RELAY, creating=False) as db:
             return _entries(db, "WHERE state = 'pending' AND attempts > 0 ORDER BY due_at, id LIMIT ?", limit)
 
     def with_payload(self) -> Iterator[Entry]:
@@ -201,20 +213,31 @@ class SQLiteOutbox:
         return paged(self._page_with_payload)
 
     def _page_with_payload(self, after: int) -> list[Entry]:
-        with self._store.get().reading(PATIENCE_IN_RELAY) as db:
+        with self._store.get().opened(PATIENCE_IN_RELAY, creating=False) as db:
             return _entries(db, "WHERE id > ? AND payload IS NOT NULL ORDER BY id LIMIT ?", after, PAGE)
 
-    def revive(self, entry: Entry, postback: Postback) -> bool:
+    def revive(self, entry: Entry, postback: Postback, *, note: str = "") -> bool:
         """See :meth:`Archive.revive <katalys_wsgi.outbox.Archive.revive>`."""
-        with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
+        now = self._clock()
+        columns = revived_columns(postback, now) | noted_columns(entry, note, now)
+        with self._store.get().transaction(PATIENCE_IN_RELAY, creating=False) as db:
             if _entries(db, "WHERE key = ? AND id <> ?", postback.key, entry.id):
                 return False
-            return bool(_update(db, revived_columns(postback, self._clock()), id=entry.id, state=State.DEAD.value))
+            return bool(_update(db, columns, id=entry.id, state=State.DEAD.value))
+
+    def drop(self, entries: Iterable[Entry]) -> int:
+        """See :meth:`Archive.drop <katalys_wsgi.outbox.Archive.drop>`."""
+        now = self._clock()
+        with self._store.get().transaction(PATIENCE_IN_RELAY, creating=False) as db:
+            return sum(
+                _update(db, dropped_columns(entry, now), id=entry.id, digest=entry.digest, state=State.DEAD.value)
+                for entry in entries
+            )
 
     def forget(self, entries: Iterable[Entry]) -> int:
         """See :meth:`Archive.forget <katalys_wsgi.outbox.Archive.forget>`."""
         now = self._clock()
-        with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
+        with self._store.get().transaction(PATIENCE_IN_RELAY, creating=False) as db:
             return sum(
                 _update(db, forgotten_columns(entry, now), id=entry.id, state=entry.state.value) for entry in entries
             )
@@ -232,14 +255,14 @@ class SQLiteOutbox:
             with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
                 batch = db.execute(_PRUNE, values).rowcount
             deleted += batch
-        with self._store.get().reading(PATIENCE_IN_RELAY) as db:
+        with self._store.get().opened(PATIENCE_IN_RELAY) as db:
             # A write-ahead log keeps what was delivered or deleted until it begins anew.
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return deleted
 
     def statistics(self) -> Statistics:
         """See :meth:`Archive.statistics <katalys_wsgi.outbox.Archive.statistics>`."""
-        with self._store.get().reading(PATIENCE_IN_RELAY) as db:
+        with self._store.get().opened(PATIENCE_IN_RELAY, creating=False) as db:
             return Statistics(**db.execute(_STATISTICS, {"now": self._clock()}).fetchone())
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from katalys_wsgi.conversion.postback import Kind, Postback
-from katalys_wsgi.outbox.entry import new_columns
+from katalys_wsgi.outbox.rules import new_columns
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.support import SITE_ID

@@ -19,7 +19,7 @@ from sqlalchemy import event, insert, select, text
 from katalys_wsgi import Outcome, Tracker
 from katalys_wsgi.conversion.postback import Postback
 from katalys_wsgi.outbox import State
-from katalys_wsgi.outbox.entry import new_columns
+from katalys_wsgi.outbox.rules import new_columns
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 from tests.servers import Postgres

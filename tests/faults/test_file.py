@@ -97,13 +97,16 @@ class TestDamage:
         self, path: Path, full_file: bytes, make_tracker: Callable[..., Tracker], caplog: pytest.LogCaptureFixture
     ) -> None:
         seen: list[Event] = []
+        path.write_bytes(full_file)
         tracker = make_tracker(hooks=[seen.append])
-        path.write_bytes(damaged(full_file, 1, 100))
+        assert record(tracker, "opens the file") is Outcome.RECORDED
+        content = damaged(path.read_bytes(), 1, 100)
+        path.write_bytes(content)
 
         assert record(tracker, "new") is Outcome.RECORDED
 
         assert [event.fields["rows_saved"] for event in seen if event.name == "outbox_damaged"] == [0]
-        assert [found.read_bytes() for found in quarantined(path)] == [damaged(full_file, 1, 100)]
+        assert [found.read_bytes() for found in quarantined(path)] == [content]
         assert [entry.name for entry in caplog.records if entry.levelno == logging.CRITICAL] == ["katalys_wsgi"]
         assert "outbox_damaged" in caplog.text
         assert tracker.outbox.history("new")
@@ -315,7 +318,7 @@ class TestSchema:
     def test_two_processes_that_start_at_once_make_one_schema(self, path: Path, options: dict[str, Any]) -> None:
         program = (
             "import sys; from tests.faults.shop import tracker; print('ready', flush=True); sys.stdin.readline()\n"
-            "print(tracker.outbox.statistics().pending)"
+            "print(len(tracker.outbox.claim(1, 60)))"
         )
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         log = path.with_name("log")
@@ -388,7 +391,7 @@ class TestPages:
         assert "ann@example.com" not in caplog.text
 
     def test_strict_raises_what_is_wrong(self, unusable: None, make_tracker: Callable[..., Tracker]) -> None:
-        with pytest.raises(OutboxUnavailable, match="See that its directory exists"):
+        with pytest.raises(OutboxUnavailable, match="not an outbox of katalys_wsgi but a directory"):
             record(make_tracker(strict=True), "1001")
 
 

@@ -279,7 +279,7 @@ def test_a_lock_held_by_another_thread_at_fork_does_not_hang_the_child(
     holding, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with outbox.connection().reading(2):
+        with outbox.connection().opened(2):
             holding.set()
             let_go.wait()
 

@@ -210,7 +210,7 @@ def test_once_ends_with_1_when_the_outbox_cannot_be_used_and_2_when_the_settings
     unknown = once(options, tmp_path, "--no-such-option")
 
     assert (unusable[0], unusable[1]) == (1, "")
-    assert "See that its directory exists" in unusable[2]
+    assert "is not an outbox of katalys_wsgi but a directory" in unusable[2]
     assert (wrong[0], unknown[0]) == (2, 2)
     assert "KATALYS_ENDPOINT" in wrong[2]
     assert "Traceback" not in unusable[2] + wrong[2]

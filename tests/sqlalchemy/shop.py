@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from katalys_wsgi import Outcome, Tracker
 
-from ..support import LINK, make_conversion, make_environ
+from ..support import LINK, history_of, make_conversion, make_environ
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def orders(engine: Engine) -> list[int]:
 
 def recorded(tracker: Tracker, order_id: str = "1001") -> bool:
     """Whether the outbox has the order's conversion."""
-    return bool(tracker.outbox.history(order_id))
+    return bool(history_of(tracker.outbox, order_id))
 
 
 #: Opens what a shop may pass as ``connection=``.

@@ -309,7 +309,7 @@ def test_another_error_while_the_table_is_made_is_not_tried_again(url: str) -> N
     attempts: list[object] = []
     event.listen(outbox.engine, "do_connect", lambda *_: attempts.append(1))
     with pytest.raises(OutboxUnavailable):
-        outbox.statistics()
+        outbox.claim(1, 60.0)
 
     assert len(attempts) == 1
 
@@ -336,7 +336,7 @@ def test_a_missing_table_that_may_not_be_made_spares_the_order(
 
         assert orders(owner) == [1001]
         with pytest.raises(OutboxUnavailable, match="permission denied"):
-            tracker.outbox.history("1001")
+            tracker.outbox.claim(1, 60.0)
 
 
 # --- errors ---

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event, inspect, text
 
-from katalys_wsgi import OutboxUnavailable
+from katalys_wsgi import OutboxMissing, OutboxUnavailable
 from katalys_wsgi.outbox import Added, Archive, Change, Entry, Outbox, Receipt, Verdict
 from katalys_wsgi.outbox.sqlalchemy import SQLAlchemyOutbox, store
 
@@ -26,6 +28,7 @@ from ..outbox_conformance import (  # noqa: F401 - the suite
     TestClaim,
     TestClockJumps,
     TestDeadLetters,
+    TestDropping,
     TestFairness,
     TestForgetting,
     TestOrderSequence,
@@ -36,12 +39,48 @@ from ..outbox_conformance import (  # noqa: F401 - the suite
     row,
 )
 from ..support import Clock, Stopwatch, wait_until
-from .shop import ROOT, engine_of, environment, run
+from ..test_entry import make_entry
+from .shop import ROOT, Base, engine_of, environment, run
 
 
 def test_it_is_an_archive(outbox: Outbox) -> None:
     """Operators' commands work on it as on the file."""
     assert isinstance(outbox, Archive)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda outbox: outbox.history("1001"), id="history"),
+        pytest.param(lambda outbox: outbox.entries(), id="entries"),
+        pytest.param(lambda outbox: outbox.failing(), id="failing"),
+        pytest.param(lambda outbox: list(outbox.with_payload()), id="with_payload"),
+        pytest.param(lambda outbox: outbox.revive(make_entry(), conversion()), id="revive"),
+        pytest.param(lambda outbox: outbox.forget([]), id="forget"),
+        pytest.param(lambda outbox: outbox.drop([]), id="drop"),
+        pytest.param(lambda outbox: outbox.statistics(), id="statistics"),
+    ],
+)
+def test_those_who_read_make_no_table_and_no_file(
+    use: Callable[[Archive], object], outbox: SQLAlchemyOutbox, url: str, tmp_path: Path
+) -> None:
+    """A command in the wrong directory, or with the wrong address, leaves no trace there."""
+    with pytest.raises(OutboxMissing, match="No outbox at"):
+        use(outbox)
+    assert list(tmp_path.iterdir()) == []
+
+    with engine_of(url) as engine:
+        Base.metadata.create_all(engine)  # the database is there now
+        with pytest.raises(OutboxMissing, match="No outbox at"):
+            use(outbox)
+        assert not inspect(engine).has_table("katalys_outbox")
+
+
+def test_in_the_shops_transaction_a_question_makes_no_table(outbox: SQLAlchemyOutbox, engine: Engine) -> None:
+    with engine.connect() as db, pytest.raises(OutboxMissing):
+        outbox.history("1001", connection=db)
+
+    assert not inspect(engine).has_table("katalys_outbox")
 
 
 def test_the_databases_clock_decides(real_time: SQLAlchemyOutbox) -> None:
@@ -157,7 +196,7 @@ def test_a_fork_shares_nothing_with_its_parent(url: str, real_time: SQLAlchemyOu
 def test_closing_leaves_the_shops_engine_open(engine: Engine) -> None:
     with engine.connect() as db:
         outbox = SQLAlchemyOutbox(engine)
-        outbox.statistics()
+        outbox.claim(1, LEASE)
         pool = engine.pool
         outbox.close()
 
@@ -168,7 +207,7 @@ def test_closing_leaves_the_shops_engine_open(engine: Engine) -> None:
 
 def test_closing_closes_its_own_engine(real_time: SQLAlchemyOutbox) -> None:
     real_time.close()  # which was never used
-    real_time.statistics()
+    real_time.claim(1, LEASE)
     pool = real_time.engine.pool
     real_time.close()
 
@@ -179,7 +218,7 @@ def test_closing_closes_its_own_engine(real_time: SQLAlchemyOutbox) -> None:
 @pytest.mark.slow
 def test_a_page_waits_two_seconds_for_a_lock(server_url: str) -> None:
     outbox = SQLAlchemyOutbox(server_url)
-    outbox.statistics()
+    outbox.claim(1, LEASE)
     with engine_of(server_url) as engine, engine.connect() as other:
         outbox.add(conversion(), connection=other)
         with Stopwatch() as watch, pytest.raises(OutboxUnavailable):
@@ -203,7 +242,7 @@ def test_a_host_that_is_suspended_in_a_transaction_holds_up_no_other(server_url:
         # MySQL's and MariaDB's own patience is a minute in an engine of ours.
         options = {"connect_args": {"init_command": "SET wait_timeout = 2"}} if url.startswith("mysql") else {}
         outbox = SQLAlchemyOutbox(create_engine(url, isolation_level="READ COMMITTED", **options))
-        outbox.statistics()
+        outbox.claim(1, 1.0)
 
         def suspend(_):
             print("claimed", flush=True)

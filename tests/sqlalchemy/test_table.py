@@ -34,7 +34,7 @@ DIALECTS: dict[str, Dialect] = {
 
 def test_alembic_finds_nothing_to_change(real_time: SQLAlchemyOutbox, engine: Engine) -> None:
     """The table that the outbox makes is the one that ``outbox_table`` describes."""
-    real_time.statistics()
+    real_time.claim(1, 1.0)
     metadata = MetaData()
     outbox_table(metadata)
 

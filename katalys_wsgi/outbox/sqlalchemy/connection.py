@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Table, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from ...errors import OutboxUnavailable, UnusableConnection
+from ...errors import OutboxMissing, OutboxUnavailable, UnusableConnection
 from ...process import PerProcess
 from ..entry import PATIENCE_IN_REQUEST
 from .engine import begun, checked_url, engine_maker
@@ -58,29 +58,37 @@ class Database:
             engine.dispose()
 
     @contextmanager
-    def transaction(self, patience: float) -> Iterator[Connection]:
+    def transaction(self, patience: float, *, creating: bool = True) -> Iterator[Connection]:
         """A transaction of our own, committed at the end.
 
         :param patience: seconds that the database may take, for the whole of it and for each statement.
+        :param creating: make the table if it is missing; without it a missing one is an error.
+        :raises OutboxMissing: it is missing.
         :raises OutboxUnavailable: the database refused, or did not answer in time.
         """
         try:
-            self._make_table()
+            if creating:
+                self._make_table()
+            elif self._file is not None and not os.path.exists(self._file):
+                raise self._missing()  # connecting would make the file
             with begun(self.engine, patience) as db:
+                self._check_table(db)
                 yield db
         except (SQLAlchemyError, OSError) as error:
             raise self._unavailable(error) from None
 
     @contextmanager
-    def joined(self, connection: object) -> Iterator[Connection]:
+    def joined(self, connection: object, *, creating: bool = True) -> Iterator[Connection]:
         """The transaction of ``connection``, of which we undo only our own part; for None, one of our own.
 
         :param connection: a SQLAlchemy connection or session of the outbox's database. Its limits are the shop's.
+        :param creating: as of :meth:`transaction`.
         :raises UnusableConnection: it is something else, or of another database; nothing has been written.
+        :raises OutboxMissing: as of :meth:`transaction`.
         :raises OutboxUnavailable: the database refused, or did not answer in time.
         """
         if connection is None:
-            with self.transaction(PATIENCE_IN_REQUEST) as db:
+            with self.transaction(PATIENCE_IN_REQUEST, creating=creating) as db:
                 yield db
             return
         session = connection() if isinstance(connection, scoped_session) else connection
@@ -88,7 +96,10 @@ class Database:
             db = _connection_of(session)
             self._check_place(db)
             with _savepoint(db):
-                self._make_table_beside(db)
+                if creating:
+                    self._make_table_beside(db)
+                else:
+                    self._check_table(db)
                 yield db
                 if isinstance(session, Session):
                     mark_changed(session)
@@ -113,6 +124,14 @@ class Database:
         driver = getattr(error, "orig", None)
         why = f"{type(driver).__name__}: {str(driver).partition(chr(10))[0]}" if driver else type(error).__name__
         return OutboxUnavailable(f"The outbox {self} cannot be used: {why}")
+
+    def _missing(self) -> OutboxMissing:
+        return OutboxMissing(f"No outbox at {self}. It is made when the first order is recorded.")
+
+    def _check_table(self, db: Connection) -> None:
+        if not self._has_table and not inspect(db).has_table(self._table.name):
+            raise self._missing()
+        self._has_table = True
 
     def _make_table(self) -> None:
         """Make the table if it is missing; several processes may do so at once."""

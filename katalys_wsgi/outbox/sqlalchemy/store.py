@@ -15,9 +15,9 @@ from sqlalchemy.sql.expression import ColumnElement
 
 from ...conversion.postback import Kind, Postback
 from ..entry import (
+    GIVEN_UP,
     HOLDING_BACK,
     LONGEST_DELAY,
-    PAGE,
     PATIENCE_IN_RELAY,
     PRUNED_AT_A_TIME,
     Added,
@@ -25,9 +25,14 @@ from ..entry import (
     Entry,
     State,
     Statistics,
+)
+from ..rules import (
+    PAGE,
     added_again,
+    dropped_columns,
     forgotten_columns,
     new_columns,
+    noted_columns,
     paged,
     revived_columns,
     share_of_retries,
@@ -99,8 +104,8 @@ class SQLAlchemyOutbox:
         added = added_again(postback, problems, **there)
         if added is not Added.REPLACED:
             return added
-        is_still_dead = self._update(db, revived_columns(postback, now), id=entry_id, state=State.DEAD.value)
-        return added if is_still_dead else Added.DIFFERENT  # another process has replaced it meanwhile
+        is_still_there = self._update(db, revived_columns(postback, now), id=entry_id, state=there["state"])
+        return added if is_still_there else Added.DIFFERENT  # another process has replaced it meanwhile
 
     def claim(self, limit: int, lease: float) -> list[Entry]:
         """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`.
@@ -133,20 +138,20 @@ class SQLAlchemyOutbox:
         :param connection: as of :meth:`add`; the rows that its transaction has written are seen.
         :raises UnusableConnection: it cannot be joined.
         """
-        with self._database.joined(connection) as db:
+        with self._database.joined(connection, creating=False) as db:
             entries = self._entries(db, self.table.c.order_id == order_id, order_by=self.table.c.id)
         return [entry for entry in entries if entry.order_id == order_id]  # MySQL takes "AB " for "AB"
 
     def entries(self, state: State | None = None, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Outbox.entries <katalys_wsgi.outbox.Outbox.entries>`."""
         of_state = [] if state is None else [self.table.c.state == State(state).value]
-        with self._database.transaction(PATIENCE_IN_RELAY) as db:
+        with self._database.transaction(PATIENCE_IN_RELAY, creating=False) as db:
             return self._entries(db, *of_state, order_by=self.table.c.id.desc(), limit=limit)
 
     def failing(self, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Outbox.failing <katalys_wsgi.outbox.Outbox.failing>`."""
         c = self.table.c
-        with self._database.transaction(PATIENCE_IN_RELAY) as db:
+        with self._database.transaction(PATIENCE_IN_RELAY, creating=False) as db:
             return self._entries(db, c.state == State.PENDING.value, c.tried == 1, order_by=c.due_at, limit=limit)
 
     def with_payload(self) -> Iterator[Entry]:
@@ -154,22 +159,33 @@ class SQLAlchemyOutbox:
         c = self.table.c
 
         def page(after: int) -> list[Entry]:
-            with self._database.transaction(PATIENCE_IN_RELAY) as db:
+            with self._database.transaction(PATIENCE_IN_RELAY, creating=False) as db:
                 return self._entries(db, c.id > after, c.payload.is_not(None), order_by=c.id, limit=PAGE)
 
         return paged(page)
 
-    def revive(self, entry: Entry, postback: Postback) -> bool:
+    def revive(self, entry: Entry, postback: Postback, *, note: str = "") -> bool:
         """See :meth:`Outbox.revive <katalys_wsgi.outbox.Outbox.revive>`."""
         c = self.table.c
-        with self._database.transaction(PATIENCE_IN_RELAY) as db:
+        with self._database.transaction(PATIENCE_IN_RELAY, creating=False) as db:
             if self._entries(db, c.key == postback.key, c.id != entry.id):
                 return False
-            return bool(self._update(db, revived_columns(postback, self._now(db)), id=entry.id, state=State.DEAD.value))
+            now = self._now(db)
+            columns = revived_columns(postback, now) | noted_columns(entry, note, now)
+            return bool(self._update(db, columns, id=entry.id, state=State.DEAD.value))
+
+    def drop(self, entries: Iterable[Entry]) -> int:
+        """See :meth:`Archive.drop <katalys_wsgi.outbox.Archive.drop>`."""
+        with self._database.transaction(PATIENCE_IN_RELAY, creating=False) as db:
+            now = self._now(db)
+            return sum(
+                self._update(db, dropped_columns(entry, now), id=entry.id, digest=entry.digest, state=State.DEAD.value)
+                for entry in entries
+            )
 
     def forget(self, entries: Iterable[Entry]) -> int:
         """See :meth:`Outbox.forget <katalys_wsgi.outbox.Outbox.forget>`."""
-        with self._database.transaction(PATIENCE_IN_RELAY) as db:
+        with self._database.transaction(PATIENCE_IN_RELAY, creating=False) as db:
             now = self._now(db)
             return sum(
                 self._update(db, forgotten_columns(entry, now), id=entry.id, state=entry.state.value)
@@ -192,11 +208,10 @@ class SQLAlchemyOutbox:
                 return deleted
 
     def _prune_waiting(self, finished_before: float) -> int:
-        """Delete the updates that wait for a conversion which is about to be pruned."""
+        """Delete the updates that wait for a conversion which was given up and is about to be pruned."""
         c = self.table.c
-        dead = select(c.order_id).where(
-            c.state == State.DEAD.value, c.kind == Kind.CONVERSION.value, c.finished_at < finished_before
-        )
+        given_up = c.state.in_([state.value for state in GIVEN_UP])
+        dead = select(c.order_id).where(given_up, c.kind == Kind.CONVERSION.value, c.finished_at < finished_before)
         with self._database.transaction(PATIENCE_IN_RELAY) as db:
             orders = list(db.scalars(dead))
             waiting = and_(c.state == State.PENDING.value, c.kind == Kind.UPDATE.value, c.order_id.in_(orders))
@@ -205,7 +220,7 @@ class SQLAlchemyOutbox:
     def statistics(self) -> Statistics:
         """See :meth:`Outbox.statistics <katalys_wsgi.outbox.Outbox.statistics>`."""
         c = self.table.c
-        with self._database.transaction(PATIENCE_IN_RELAY) as db:
+        with self._database.transaction(PATIENCE_IN_RELAY, creating=False) as db:
             now = self._now(db)
             rows = db.execute(select(c.state, func.count()).group_by(c.state))
             counts: dict[str, int] = {state: count for state, count in rows}  # noqa: C416 - rows are no tuples to mypy
@@ -213,12 +228,10 @@ class SQLAlchemyOutbox:
             oldest = db.scalar(select(func.min(c.created_at)).where(c.state == State.PENDING.value))
             last = db.scalar(select(func.max(c.finished_at)).where(c.state == State.DELIVERED.value))
         return Statistics(
-            counts.get(State.PENDING.value, 0),
-            due or 0,
-            counts.get(State.DEAD.value, 0),
-            counts.get(State.DELIVERED.value, 0),
-            oldest,
-            last,
+            **{state.value: counts.get(state.value, 0) for state in State},
+            due=due or 0,
+            oldest_pending=oldest,
+            last_delivered=last,
         )
 
     def close(self) -> None:
