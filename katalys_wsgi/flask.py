@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
-import click
 from flask import Flask, current_app, request
+
+# isort: split
+import click  # behind Flask, which brings it: whoever has forgotten Flask shall read its name
 
 from .errors import ConfigurationError
 from .events import Hook

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
-from katalys_wsgi.settings import ENDPOINT
+from katalys_wsgi.checks import ENDPOINT
 
 from .readme import LOGGING, ROOT, SHOPS, blocks, export, log_line, section, serve_command
 from .support import BUYER_AGENT, SECRET, free_port, wait_until
@@ -212,6 +212,10 @@ def _served(machine: Machine, title: str, behind: str = "") -> Iterator[tuple[in
         yield port, log
 
 
+def _wait_for_line(line: str, log: Path) -> None:
+    wait_until(lambda: line in log.read_text().splitlines(), f"{line!r} in the log", 10)
+
+
 def _answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -250,8 +254,8 @@ def _tell_the_first_hour(machine: Machine, title: str) -> None:
 
             expected = [log_line(event) for event in ("tracker_started", "conversion_recorded", "postback_delivered")]
             for line in expected:
-                line = line.replace("http://127.0.0.1:8640", katalys).replace("/home/ann/shop", str(machine.folder))
-                wait_until(lambda line=line: line in log.read_text().splitlines(), f"{line!r} in the log", 10)
+                here = line.replace("http://127.0.0.1:8640", katalys).replace("/home/ann/shop", str(machine.folder))
+                _wait_for_line(here, log)
 
         (received,) = _received(katalys)
         assert "1001" in json.dumps(received)
@@ -276,7 +280,7 @@ def _tell_of_debug_mode(machine: Machine, title: str, trap: Trap) -> None:
         shopper.follow_link()
         assert shopper.buy() == "Thank you. For Katalys: recorded"
         line = log_line("delivery_held").replace("Flask's DEBUG", reason)
-        wait_until(lambda: line in log.read_text().splitlines(), f"{line!r} in the log", 10)
+        _wait_for_line(line, log)
     status = guarded.run("katalys-wsgi status")
     assert (status.returncode, trap.wanted) == (0, [])
     assert re.search(r"pending +1", status.stdout)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -100,6 +102,20 @@ def test_the_readme_names_the_extra_of_each_framework() -> None:
 
     assert [name for name in SHOPS.values() if name and f"`{name}`" not in section("Install")] == []
     assert [name for name in SHOPS.values() if name and f"\n{name} = [" not in extras] == []
+
+
+@pytest.mark.parametrize("title", ["Flask", "Pyramid", "Bottle", "Django"])
+def test_a_forgotten_extra_is_named_by_the_framework_it_brings(title: str) -> None:
+    """Not by something that the framework would have brought in its turn."""
+    name = SHOPS[title]
+    there = dict.fromkeys([name, "click", "werkzeug", "webob.dec", "asgiref"])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules.update({there}); import katalys_wsgi.{name}"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+    last = done.stderr.splitlines()[-1]
+    assert re.match(rf"ModuleNotFoundError: (import of |No module named '){name}\b", last), last
 
 
 @pytest.mark.parametrize("title", FILES)
