@@ -1141,6 +1141,7 @@ def test_a_correction_of_a_wrong_field_is_refused(tracker: Tracker, operate: Run
     code, _, err = operate("retry", "1001", "--set", change)
     assert code == 1
     assert said in err
+    assert "Correct it with" not in err
     assert dead(tracker) == ["1001"]
 
 

@@ -91,7 +91,7 @@ def _can_be_revived(entry: Entry, changes: dict[str, str]) -> bool:
     try:
         operations.corrected(entry, changes)
     except InvalidConversion as error:
-        _print_invalid(error)
+        _print_invalid(error, changes)
         return False
     return True
 
@@ -101,15 +101,18 @@ def _revive(outbox: Archive, entry: Entry, changes: dict[str, str]) -> bool:
     try:
         revived = operations.revive(outbox, entry, changes)
     except InvalidConversion as error:
-        _print_invalid(error)
+        _print_invalid(error, changes)
         return False
     if not revived:
         print(f"Order {visible(entry.order_id)} is not a dead letter any more, or was recorded anew.", file=sys.stderr)
     return revived
 
 
-def _print_invalid(error: InvalidConversion) -> None:
-    print(f"{visible(str(error))}. Correct it with --set FIELD=VALUE.", file=sys.stderr)
+def _print_invalid(error: InvalidConversion, changes: dict[str, str]) -> None:
+    """Print what is wrong; how to correct it only where it is not the correction itself that is wrong."""
+    is_uncorrected = any(problem.partition(":")[0] not in changes for problem in error.problems)
+    advice = ". Correct it with --set FIELD=VALUE." if is_uncorrected else ""
+    print(f"{visible(str(error))}{advice}", file=sys.stderr)
 
 
 def drop(arguments: Namespace) -> int:
