@@ -39,6 +39,11 @@ class ClickMiddleware:
         self._tracker = tracker
         self._first_request = tracker.first_request
 
+    @property
+    def tracker(self) -> Tracker:
+        """The tracker it was made with."""
+        return self._tracker
+
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request (PEP 3333). Raises what the application raises, and nothing else."""
         environ[TRACKER] = self._tracker

@@ -73,7 +73,7 @@ HANDS_OVER = {("flask", "cli")}
 DJANGO_COMMANDS = ("django.management", "django.management.commands", "django.management.commands.katalys")
 
 #: Entry points; they may use every layer, and each other as long as it makes no cycle. ``""`` is the package itself.
-ENTRY_POINTS = ("", "cli", "commands", "__main__", "sandbox", *DJANGO_COMMANDS)
+ENTRY_POINTS = ("", "cli", "__main__", "sandbox", *DJANGO_COMMANDS)
 
 #: Who may import what; everybody else may not, whether at the top or inside a function.
 ONLY = {

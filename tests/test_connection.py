@@ -51,6 +51,13 @@ def fill(connection: Connection) -> None:
         )
 
 
+def write_while_it_is_exchanged(connection: Connection, path: Path) -> None:
+    with connection.transaction(2.0) as db:
+        db.execute(TICK)
+        path.rename(f"{path}.moved")
+        open_file(path, 0).close()
+
+
 def count(connection: Connection) -> int:
     with connection.opened(2.0) as db:
         return int(db.execute("SELECT count(*) FROM katalys_outbox").fetchone()[0])
@@ -151,6 +158,24 @@ def test_a_file_that_was_moved_away_is_left_at_once(connection: Connection, path
 
     assert count(connection) == 0
     assert path.exists()
+
+
+def test_what_was_written_into_an_exchanged_file_is_reported(connection: Connection, path: Path) -> None:
+    """Another process has recovered the file while this one waited for its lock: the commit went into quarantine."""
+    fill(connection)
+
+    with pytest.raises(Recovered, match="exchanged"):
+        write_while_it_is_exchanged(connection, path)
+
+    assert count(connection) == 0
+
+
+def test_a_reader_of_an_exchanged_file_has_its_answer(connection: Connection, path: Path) -> None:
+    fill(connection)
+
+    with connection.opened(2.0, creating=False) as db:
+        path.rename(f"{path}.moved")
+        assert db.execute("SELECT count(*) FROM katalys_outbox").fetchone()[0] == ROWS
 
 
 def test_a_closed_connection_opens_again(connection: Connection) -> None:

@@ -347,6 +347,17 @@ def test_a_click_is_read_inside_the_window_only(age: timedelta, counts: bool) ->
     assert COOKIE.read(header(COOKIE.dumps(click)), NOW) == (click if counts else None)
 
 
+def test_a_developer_may_look_at_a_click_without_its_key() -> None:
+    """``loads_unsafe`` believes any signature; what cannot be read at all is still an error."""
+    stranger = ClickCookie([OLD_SECRET], window=WINDOW)
+
+    assert stranger.loads_unsafe(GOLDEN) == CLICK
+    assert stranger.loads_unsafe(GOLDEN.rpartition(".")[0] + ".forged") == CLICK
+    for value in ("", "nonsense", "a b", GOLDEN[:20] + ".x", "Zm9v.x", "WzldLg.x"):
+        with pytest.raises(ValueError, match=r"signed string|payload"):
+            stranger.loads_unsafe(value)
+
+
 def test_an_old_cookie_can_still_be_decoded() -> None:
     """For the question what was in it."""
     click = Click("t", None, None, NOW - timedelta(days=3000))

@@ -198,11 +198,45 @@ def test_a_shopper_without_a_click_is_not_reported(tracker: Tracker, sandbox: Sa
     """A visitor of the demo may well try that first."""
     shop = TestApp(ClickMiddleware(demo.Shop(tracker), tracker))
 
-    without = shop.post("/checkout")
+    without = shop.post("/checkout").follow()
     shop.get(demo.LINK)
-    after = shop.post("/checkout")
+    after = shop.post("/checkout").follow()
     tracker.drain()
 
     assert "Order 1001. For Katalys: no click" in without
     assert "Order 1002. For Katalys: recorded" in after
     assert [received.fields["order_id"] for received in sandbox.collector.accepted] == ["1002"]
+
+
+@pytest.fixture
+def shop(tracker: Tracker) -> TestApp:
+    """The demo's shop in a browser."""
+    return TestApp(ClickMiddleware(demo.Shop(tracker, listing="http://127.0.0.1:1/"), tracker))
+
+
+def test_a_page_that_is_reloaded_after_the_checkout_buys_nothing_again(shop: TestApp, tracker: Tracker) -> None:
+    shop.get(demo.LINK)
+    answer = shop.post("/checkout", status=303)
+    thanks = answer.follow()
+    again = shop.get(thanks.request.url)
+
+    assert "Order 1001. For Katalys: recorded" in thanks
+    assert again.text == thanks.text
+    assert tracker.outbox.history("1002") == []
+
+
+def test_each_page_says_whether_this_browser_carries_a_click(shop: TestApp) -> None:
+    assert "This browser carries no click: a sale now would not be reported." in shop.get("/")
+    landing = shop.get(demo.LINK)
+    assert "This browser carries a click: transaction_id 1234abcd, offer_id 1234, aff_id 5678, 0:00:0" in landing
+    assert "This browser carries a click: " in shop.post("/checkout").follow()
+
+
+def test_each_page_links_to_what_katalys_received(shop: TestApp) -> None:
+    for page in (shop.get("/"), shop.post("/checkout").follow()):
+        assert '<a href="http://127.0.0.1:1/">What Katalys (the sandbox) received</a>' in page
+
+
+@pytest.mark.parametrize("path", ["/thanks/", "/thanks/9999", "/thanks/<script>", "/favicon.ico"])
+def test_every_other_address_is_the_product_page(shop: TestApp, path: str) -> None:
+    assert "The kettle shop" in shop.get(path)

@@ -132,6 +132,15 @@ def transaction_of(click: Click | None) -> str | None:
 # --- the job ---
 
 
+def test_the_middleware_shows_its_tracker_and_keeps_it(tracker: Tracker) -> None:
+    """The command line asks for it; who wants another one makes another middleware."""
+    middleware = ClickMiddleware(lambda *_: [], tracker)
+
+    assert middleware.tracker is tracker
+    with pytest.raises(AttributeError):
+        middleware.tracker = tracker  # type: ignore[misc]
+
+
 def test_a_landing_request_sets_the_cookie(shop: Shop) -> None:
     answer = shop.get(LINK)
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import ConfigurationError, InvalidConversion, OrderUpdate, Tracker, operations
+from katalys_wsgi.conversion.postback import Kind, Postback
 from katalys_wsgi.outbox import Archive, State
-from katalys_wsgi.outbox.entry import FORGOTTEN
+from katalys_wsgi.outbox.entry import LONGEST_HISTORY
 from katalys_wsgi.outbox.memory import MemoryOutbox
 from katalys_wsgi.sandbox import Misbehaviour, Sandbox
 
-from .support import BUYER_IP, LINK, SECRET, Clock, make_conversion, make_environ
+from .support import BUYER_IP, LINK, SECRET, Clock, fields_of, make_conversion, make_environ, make_postback
 
 #: When the clock of these tests stands: 2027-01-15 08:00:00 UTC.
 NOW = 1_800_000_000.0
@@ -115,8 +116,28 @@ def test_the_story_of_a_pending_order(timed: Tracker) -> None:
     assert story_of(timed, NOW) == (
         "The shopper came through a Katalys link, 2027-01-15 08:00:00 UTC.\n"
         "The order was recorded, 2027-01-15 08:00:00 UTC.\n"
+        "  site_id           KA-1A2B3C4\n"
+        "  sale_amount       59.90\n"
+        "  subtotal_amount   50.00\n"
+        "  discount_1_code   SPRING\n"
+        "  transaction_id    1234abcd\n"
+        "  offer_id          1234\n"
+        "  aff_id            5678\n"
         "It is tried as soon as a relay runs."
     )
+
+
+def test_the_story_of_a_delivered_order_still_says_who_is_credited_with_what(timed: Tracker) -> None:
+    """And what an update changed; neither says anything about the buyer."""
+    buy(timed, vid="visitor-7")
+    refund(timed)
+    timed.drain()
+    story = story_of(timed, NOW)
+
+    assert "  sale_amount       59.90\n" in story
+    assert "  aff_id            5678\n" in story
+    assert "  order_status      refunded\n" in story
+    assert [value for value in ("ann@example.com", BUYER_IP, "visitor-7") if value in story] == []
 
 
 def test_the_story_of_an_order_without_a_click(make_tracker: Callable[..., Tracker], clock: Clock) -> None:
@@ -136,7 +157,29 @@ def test_each_attempt_and_its_answer(timed: Tracker, clock: Clock, sandbox: Sand
     after = story_of(timed, clock.now)
 
     assert "Attempt 1, 2027-01-15 08:00:00 UTC: HTTP 503.\nIt is tried again 2027-01-15 08:01:00 UTC." in before
-    assert "Attempt 2, 2027-01-15 08:01:00 UTC: HTTP 204.\nIt is delivered." in after
+    assert "Attempt 2, 2027-01-15 08:01:00 UTC: HTTP 204.\nIt is delivered, 2027-01-15 08:01:00 UTC." in after
+
+
+def test_of_a_long_history_the_end_is_kept_and_the_story_says_so(
+    timed: Tracker, clock: Clock, sandbox: Sandbox
+) -> None:
+    """Attempts keep their numbers."""
+    buy(timed)
+    sandbox.collector.misbehave(Misbehaviour.status(503))
+    for _ in range(LONGEST_HISTORY + 2):
+        timed.drain()
+        clock.advance(3601)
+    story = story_of(timed, clock.now)
+
+    assert f"\nOf what was tried, the last {LONGEST_HISTORY} are kept.\nAttempt 3, " in story
+    assert f"\nAttempt {LONGEST_HISTORY + 2}, " in story
+
+
+def test_what_is_being_sent_is_no_attempt_yet(timed: Tracker) -> None:
+    buy(timed)
+    timed.outbox.claim(1, 60)
+
+    assert "Of what was tried" not in story_of(timed, NOW)
 
 
 @pytest.mark.parametrize(("email_address", "state"), [("ann@example.com", "pending"), ("", "dead")])
@@ -178,7 +221,8 @@ def test_a_forgotten_order_cannot_be_corrected(timed: Tracker) -> None:
     buy(timed)
     operations.forget(archive_of(timed), order_id="1001")
 
-    assert story_of(timed, NOW).endswith("It was forgotten on request and will not be delivered. Its data is gone.")
+    assert story_of(timed, NOW).endswith("It was forgotten on request, 2027-01-15 08:00:00 UTC; it will not be sent.")
+    assert "59.90" not in story_of(timed, NOW)
 
 
 def test_over_get_the_story_does_not_claim_to_know(make_tracker: Callable[..., Tracker]) -> None:
@@ -187,6 +231,28 @@ def test_over_get_the_story_does_not_claim_to_know(make_tracker: Callable[..., T
     tracker.drain()
 
     assert "over GET Katalys never says" in story_of(tracker, NOW)
+
+
+def test_the_story_calls_the_program_as_its_reader_does(timed: Tracker) -> None:
+    buy(timed, email_address="")
+    lines = operations.story(timed.outbox.history("1001"), NOW, program="manage.py katalys")
+
+    assert list(lines)[-1].endswith("Correct it with: manage.py katalys retry 1001 --set FIELD=VALUE")
+
+
+def test_a_correction_leaves_a_trace(timed: Tracker, clock: Clock) -> None:
+    """The attempts count anew."""
+    buy(timed, email_address="")
+    clock.advance(60)
+    (entry,) = operations.dead_letters(archive_of(timed))
+    operations.revive(archive_of(timed), entry, {"email_address": "ann@example.com", "vid": "7"})
+    timed.drain()
+
+    assert story_of(timed, NOW).endswith(
+        "The operator had it tried again, 2027-01-15 08:01:00 UTC: corrected: email_address, vid.\n"
+        "Attempt 1, 2027-01-15 08:01:00 UTC: HTTP 204.\n"
+        "It is delivered, 2027-01-15 08:01:00 UTC."
+    )
 
 
 # --- dead letters --------------------------------------------------------------------------------------------
@@ -199,6 +265,17 @@ def test_every_dead_letter_is_found_the_oldest_first(tracker: Tracker) -> None:
     buy(tracker, "alive")
 
     assert [entry.order_id for entry in operations.dead_letters(archive_of(tracker))] == [str(n) for n in range(120)]
+
+
+def test_dead_letters_are_counted_by_reason_the_most_frequent_first(tracker: Tracker) -> None:
+    """Values differ from row to row, so they are left out."""
+    tracker.outbox.add(make_postback("1"), problems=["email_address: is missing"])
+    for order in ("2", "3"):
+        tracker.outbox.add(make_postback(order), problems=[f"tax_amount: '{order}x' is not a plain number"])
+
+    reasons = operations.grouped(operations.dead_letters(archive_of(tracker)))
+    assert list(reasons.items()) == [("tax_amount: '...' is not a plain number", 2), ("email_address: is missing", 1)]
+    assert operations.status(archive_of(tracker)).reasons == reasons
 
 
 # --- revive --------------------------------------------------------------------------------------------------
@@ -235,6 +312,44 @@ def test_a_wrong_order_id_gets_its_own_key(tracker: Tracker, sandbox: Sandbox) -
     buy(tracker)
     tracker.drain()
     assert [received.fields["order_id"] for received in sandbox.collector.accepted] == ["1001"]
+
+
+def test_an_order_keeps_its_number(tracker: Tracker) -> None:
+    buy(tracker, email_address="")
+    (entry,) = operations.dead_letters(archive_of(tracker))
+
+    with pytest.raises(InvalidConversion, match="order_id: cannot be changed: it says which order this is"):
+        operations.revive(archive_of(tracker), entry, {"order_id": "1002", "email_address": "ann@example.com"})
+
+
+def test_a_field_that_the_message_has_already_may_be_corrected(tracker: Tracker) -> None:
+    """Whatever its name: Katalys has keys that this package does not know."""
+    fields = {**fields_of(make_postback()), "order_key": "a", "email_address": ""}
+    tracker.outbox.add(Postback.from_fields(fields, Kind.CONVERSION), problems=["email_address: is missing"])
+    (entry,) = operations.dead_letters(archive_of(tracker))
+
+    corrected = operations.corrected(entry, {"order_key": "b", "email_address": "ann@example.com"})
+    assert corrected["order_key"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("email", "email_address"),
+        ("publisher_id", "aff_id"),
+        ("discount_2_kode", "discount_2_code"),
+        ("line_item_12_quantity", "line_item_12_qty"),
+        ("saleamount", "sale_amount"),
+    ],
+)
+def test_a_field_that_katalys_does_not_know_is_refused_with_the_nearest_one(
+    tracker: Tracker, name: str, meant: str
+) -> None:
+    buy(tracker, email_address="")
+    (entry,) = operations.dead_letters(archive_of(tracker))
+
+    with pytest.raises(InvalidConversion, match=f"{name}: is not a field of Katalys; did you mean {meant}\\?"):
+        operations.corrected(entry, {name: "1"})
 
 
 def test_an_order_that_was_recorded_anew_is_left_alone(tracker: Tracker) -> None:
@@ -276,7 +391,8 @@ def test_a_forgotten_order_is_never_delivered(tracker: Tracker, sandbox: Sandbox
     assert operations.forget(archive_of(tracker), order_id="1001") == 1
     tracker.drain()
     (entry,) = tracker.outbox.history("1001")
-    assert (entry.payload, entry.state, entry.last_error) == (None, State.FORGOTTEN, FORGOTTEN)
+    assert (entry.payload, entry.state) == (None, State.FORGOTTEN)
+    assert operations.status(archive_of(tracker)).is_healthy
     assert sandbox.collector.received == ()
 
 
@@ -323,8 +439,23 @@ def test_a_row_in_json_holds_no_personal_data(tracker: Tracker) -> None:
 
     assert (row["order_id"], row["state"], row["kind"]) == ("1001", "pending", "conversion")
     assert not {"payload", "digest", "lease_token"} & set(row)
+    assert (row["fields"]["sale_amount"], row["fields"]["aff_id"]) == ("59.90", "5678")
     assert "ann@example.com" not in printed
     assert BUYER_IP not in printed
+
+
+def test_times_in_json_have_one_form(timed: Tracker) -> None:
+    buy(timed)
+    timed.drain()
+    (entry,) = timed.outbox.history("1001")
+    row = operations.as_row(entry)
+
+    assert row["created_at"] == row["finished_at"] == row["history"][0]["at"] == "2027-01-15T08:00:00+00:00"
+    assert row["leased_until"] is None
+
+
+def test_what_strangers_typed_is_shown_on_one_line() -> None:
+    assert operations.visible("a\x1b[2J\nb\u2028ü") == "a\\x1b[2J\\nb\\u2028ü"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from katalys_wsgi.errors import UnusableConnection
 from katalys_wsgi.events import Events
 from katalys_wsgi.outbox import Added
 from katalys_wsgi.outbox import sqlite as sqlite_outbox
+from katalys_wsgi.outbox.schema import open_file as open_schema
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
 
 from .faults.harness import edited, integrity, quarantined, race
@@ -463,3 +465,29 @@ class TestDamage:
         assert outbox.add(conversion("1002")) is Added.NEW
         assert len(quarantined(path)) == 1
         assert outbox.history("1002") != []
+
+
+def test_a_sale_that_was_written_into_an_exchanged_file_is_written_again(tmp_path: Path) -> None:
+    """RECORDED means: in the file that is there. Twice in a row, as when two processes recover one after the other."""
+    path = tmp_path / "outbox.db"
+    outbox = SQLiteOutbox(path, clock=lambda: 1.0)
+    outbox.claim(1, 60.0)
+    exchanges = iter(["first", "second"])
+
+    def exchange() -> None:
+        name = next(exchanges, None)
+        if name is not None:
+            path.rename(f"{path}.{name}")
+            open_schema(path, 0).close()
+
+    class Exchanging(str):
+        """An order id; binding it to the INSERT is the moment when another process exchanges the file."""
+
+        def __conform__(self, _protocol: object) -> str:
+            exchange()
+            return str(self)
+
+    assert outbox.add(replace(conversion(), order_id=Exchanging("1001"))) is Added.NEW
+    assert [entry.order_id for entry in outbox.history("1001")] == ["1001"]
+    assert next(exchanges, None) is None
+    outbox.close()

@@ -18,7 +18,10 @@ __all__ = ["Connection", "Recovered"]
 
 
 class Recovered(OutboxUnavailable):
-    """The file was damaged and is in quarantine; a new one with what could be read is in its place: try again."""
+    """The file was damaged and is in quarantine; a new one with what could be read is in its place: try again.
+
+    Also raised where another process exchanged the file while this one wrote: what was written may be in quarantine.
+    """
 
 
 class Connection:
@@ -76,6 +79,8 @@ class Connection:
             raise OutboxUnavailable(f"The outbox {self._path} was busy in this process for {patience:g} seconds.")
         try:
             yield self._current(patience, creating=creating)
+            if creating and self._file != _identity(self._path):
+                raise Recovered(f"The outbox {self._path} was exchanged by another process; the next use opens it.")
         except (sqlite3.Error, OSError) as error:
             raise self._handled(error, creating=creating) from error
         finally:
@@ -98,6 +103,9 @@ class Connection:
         if self._db is None or file != self._file:  # another process has quarantined it, or it was moved
             self._let_go()
             self._db = self._open(patience, creating=creating)
+            if file not in (None, _identity(self._path)):  # recovered while it was opened, by whichever process
+                self._db.close()
+                file, self._db = _identity(self._path), self._open(patience, creating=creating)
             self._file, self._is_prepared = file or _identity(self._path), creating
         elif creating and not self._is_prepared:
             prepare(self._db)

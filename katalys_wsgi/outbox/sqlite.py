@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ from .rules import (
 )
 
 __all__ = ["SQLiteOutbox"]
+
+#: How often a checkout adds its row while processes recover the file; each ends with a sound one.
+TRIES_DURING_RECOVERY = 3
 
 _SELECT = f"SELECT {', '.join(Entry.__dataclass_fields__)} FROM katalys_outbox "  # noqa: S608 - our own names
 
@@ -136,10 +140,10 @@ class SQLiteOutbox:
         :raises UnusableConnection: ``connection`` was given: this file is not the shop's database.
         """
         refuse_connection(connection)
-        try:
-            return self._add(postback, problems)
-        except Recovered:
-            return self._add(postback, problems)
+        for _ in range(TRIES_DURING_RECOVERY - 1):
+            with suppress(Recovered):
+                return self._add(postback, problems)
+        return self._add(postback, problems)
 
     def _add(self, postback: Postback, problems: Sequence[str]) -> Added:
         now, store = self._clock(), self._store.get()

@@ -7,7 +7,8 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from html import escape
 from http.client import HTTPConnection
@@ -17,7 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from webob import Request, Response
 
-from .. import ClickMiddleware, Conversion, Event, LineItem, Tracker
+from .. import Click, ClickMiddleware, Conversion, Event, LineItem, Record, Tracker
 from .server import Sandbox
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ __all__ = ["EXPECTED", "LINK", "SITE_ID", "USER_AGENT", "Shop", "run"]
 LINK = "/page1?utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678"
 #: The shop's tracking ID.
 SITE_ID = "KA-0DEMO00"
+
+_THANKS = "/thanks/"
 
 #: The scripted shopper's browser.
 USER_AGENT = "Mozilla/5.0 (katalys-wsgi demo)"
@@ -64,6 +67,9 @@ button {{ font: inherit; padding: .4em 1.2em }}
 _BUY = """<p>A kettle, 59.90 with tax and shipping.</p>
 <form method="post" action="/checkout"><button>Buy it with coupon SPRING</button></form>
 <p><a href="{link}">Arrive through an affiliate's link</a></p>
+<p>{click}</p>
+"""
+_LISTING = """<p><a href="{url}">What Katalys (the sandbox) received</a></p>
 """
 
 
@@ -71,28 +77,41 @@ class Shop:
     """A WSGI shop that sells kettles, and reports the orders of an affiliate's shoppers to Katalys.
 
     :param tracker: records the orders; the shop has to be wrapped in its :class:`~katalys_wsgi.ClickMiddleware`.
+    :param listing: the address of the sandbox's page, to which the shop's pages link; empty for no link.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, *, listing: str = "") -> None:
         self._tracker = tracker
+        self._listing = listing
+        self._records: dict[str, Record] = {}
         self._orders = iter(range(1001, 10_000_000))
         self._lock = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Sell a kettle to a POST; show the product page for every other request."""
+        """Sell a kettle to a POST; show the product page, or what became of an order, for every other request."""
         request = Request(environ)
-        page = self._checkout(request) if request.method == "POST" else self._product()
+        page = self._checkout(request) if request.method == "POST" else self._show(request)
         return page(environ, start_response)
 
-    def _product(self) -> Response:
-        """The only product, with a button to buy it."""
-        return Response(_PAGE.format(title="The kettle shop", body=_BUY.format(link=escape(LINK))))
+    def _show(self, request: Request) -> Response:
+        """The only product, with a button to buy it; above it an order, where the address names one."""
+        order_id = request.environ.get("PATH_INFO", "").removeprefix(_THANKS)
+        title, body = "The kettle shop", ""
+        if order_id in self._records:
+            record = self._records[order_id]
+            title = "Thank you"
+            body = f"<p>Order {order_id}. For Katalys: {record.outcome.value}. {escape(record.reason)}</p>"
+        click = self._tracker.visit(request).click
+        body += _BUY.format(link=escape(LINK), click=escape(_describe(click)))
+        if self._listing:
+            body += _LISTING.format(url=escape(self._listing))
+        return Response(_PAGE.format(title=title, body=body))
 
     def _checkout(self, request: Request) -> Response:
-        """Record the order, and show what became of it."""
+        """Record the order, and lead on to what became of it: a page that is reloaded buys nothing again."""
         with self._lock:
             order_id = str(next(self._orders))
-        record = self._tracker.visit(request).record(
+        self._records[order_id] = self._tracker.visit(request).record(
             Conversion(
                 order_id=order_id,
                 email_address="ann@example.com",
@@ -102,16 +121,26 @@ class Shop:
                 line_items=[LineItem("KETTLE-1", Decimal("50.00"))],
             )
         )
-        body = f"<p>Order {order_id}. For Katalys: {record.outcome.value}. {escape(record.reason)}</p>"
-        return Response(_PAGE.format(title="Thank you", body=body + _BUY.format(link=escape(LINK))))
+        return Response(status=303, location=_THANKS + order_id)
 
 
-def run(*, once: bool = False, out: Callable[[str], None] = print) -> int:
-    """Play the shopper and print each step; then serve the shop and the sandbox until Ctrl-C.
+def _describe(click: Click | None) -> str:
+    """Whether a browser carries a click, in a sentence."""
+    if click is None:
+        return "This browser carries no click: a sale now would not be reported."
+    seconds = int((datetime.now(timezone.utc) - click.clicked_at).total_seconds())
+    ids = f"transaction_id {click.transaction_id}, offer_id {click.offer_id}, aff_id {click.aff_id}"
+    return f"This browser carries a click: {ids}, {timedelta(seconds=max(0, seconds))} old."
+
+
+def run(*, once: bool = False, port: int = 0, out: Callable[[str], None] = print) -> int:
+    """Play the shopper and print each step; then serve the shop and the sandbox until Ctrl-C or SystemExit.
 
     :param once: end after the shopper's order instead.
+    :param port: of the shop; 0 takes a free one.
     :param out: prints a line.
     :returns: the exit code: 0 if Katalys received exactly what the shop recorded, else 1.
+    :raises OSError: the port is taken.
     """
     delivered = threading.Event()
 
@@ -127,15 +156,13 @@ def run(*, once: bool = False, out: Callable[[str], None] = print) -> int:
             outbox=f"{folder}/outbox.db",
             hooks=[listen],
         )
-        with _serving(ClickMiddleware(Shop(tracker), tracker)) as shop:
-            try:
-                _play_the_shopper(shop, out)
-                delivered.wait(10)
-                intact = _show_received(sandbox, out)
-                if not once:
-                    _stay(shop, sandbox, out)
-            finally:
-                tracker.close()
+        shop_app = ClickMiddleware(Shop(tracker, listing=sandbox.url), tracker)
+        with closing(tracker), _serving(shop_app, port) as shop:
+            _play_the_shopper(shop, out)
+            delivered.wait(10)
+            intact = _show_received(sandbox, out)
+            if not once:
+                _stay(shop, sandbox, out)
     return 0 if intact else 1
 
 
@@ -199,9 +226,9 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def _serving(app: ClickMiddleware) -> Iterator[str]:
-    """Serve ``app`` on a free loopback port; yield its address, such as ``http://127.0.0.1:8080``."""
-    with make_server("127.0.0.1", 0, app, handler_class=_Quiet) as server:
+def _serving(app: ClickMiddleware, port: int) -> Iterator[str]:
+    """Serve ``app`` on a loopback port, a free one for 0; yield its address, such as ``http://127.0.0.1:8080``."""
+    with make_server("127.0.0.1", port, app, handler_class=_Quiet) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:

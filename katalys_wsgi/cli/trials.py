@@ -1,0 +1,114 @@
+"""Commands for trying it out: ``demo``, ``sandbox`` and ``decode``."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import NoReturn
+
+from ..attribution.click import Click
+from ..attribution.cookie import ClickCookie
+from ..checks import LONGEST_WINDOW
+from ..operations import iso, utc
+from ..sandbox import Collector, Sandbox
+from ..sandbox.demo import run as play_shopper
+from .exits import FAILED, OK, TERMINATED
+from .shop import find_secret_keys
+
+__all__ = ["decode", "demo", "sandbox"]
+
+
+def demo(arguments: Namespace) -> int:
+    """Play one shopper from the link to the conversion, against the sandbox; see :mod:`katalys_wsgi.sandbox.demo`.
+
+    FAILED when the conversion did not arrive intact, or when the port cannot be used.
+    """
+    with _ended_by_term():
+        try:
+            # Flushed, so that the lines come at once into a pipe, too.
+            return play_shopper(once=arguments.once, port=arguments.port, out=lambda line: print(line, flush=True))
+        except OSError as error:
+            return _refuse_port(arguments.port, error)
+
+
+def sandbox(arguments: Namespace) -> int:
+    """Play Katalys on a loopback port, until Ctrl-C or TERM.
+
+    Prints the endpoint to set in the shop. FAILED when the port cannot be used.
+    """
+    collector = Sandbox(Collector(site_id=arguments.site_id), port=arguments.port)
+    try:
+        collector.start()
+    except OSError as error:
+        return _refuse_port(arguments.port, error)
+    with _ended_by_term(), collector:
+        print(f"Katalys' stand-in is listening. Set KATALYS_ENDPOINT={collector.endpoint}")
+        print(f"What it received: {collector.url}    Ctrl-C ends it.", flush=True)
+        while True:  # until Ctrl-C, of which main() makes an exit code
+            time.sleep(3600)
+
+
+def _refuse_port(port: int, error: OSError) -> int:
+    print(f"Port {port} cannot be used: {error}. Choose another one with --port.", file=sys.stderr)
+    return FAILED
+
+
+@contextmanager
+def _ended_by_term() -> Iterator[None]:
+    """Have TERM end what runs as Ctrl-C does, so that folders are removed and ports are closed."""
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def decode(arguments: Namespace) -> int:
+    """Print the click that a cookie holds, however old it is: whoever asks wants to know why it did not count.
+
+    Without a secret key the click is shown all the same, and the signature is not checked. FAILED when there is no
+    click, or none that a listed key has signed.
+    """
+    keys = find_secret_keys(arguments)
+    cookie = ClickCookie(keys or [secrets.token_hex()], window=LONGEST_WINDOW)
+    value = arguments.cookie.rpartition("=")[2].strip('"')
+    try:
+        click = cookie.loads(value) if keys else cookie.loads_unsafe(value)
+    except ValueError as error:
+        question = "Was it signed with another KATALYS_SECRET_KEY, or cut short?" if keys else "Was it cut short?"
+        print(f"No click: {error}. {question}", file=sys.stderr)
+        return FAILED
+    if not keys:
+        print(
+            "The signature was not checked: no secret key is set (KATALYS_SECRET_KEY, --app, --ini).", file=sys.stderr
+        )
+    _show_click(click, "valid" if keys else "not checked", as_json=arguments.json)
+    return OK
+
+
+def _show_click(click: Click, signature: str, *, as_json: bool) -> None:
+    at = click.clicked_at.timestamp()
+    age = datetime.now(timezone.utc) - click.clicked_at
+    shown = {
+        "transaction_id": click.transaction_id,
+        "offer_id": click.offer_id,
+        "aff_id": click.aff_id,
+        "clicked_at": iso(at) if as_json else utc(at),
+        "age_in_days": round(age.total_seconds() / 86400, 2),
+        "signature": signature,
+    }
+    if as_json:
+        print(json.dumps(shown, indent=2))
+    else:
+        print("\n".join(f"{name:<15} {value}" for name, value in shown.items()))
