@@ -79,8 +79,8 @@ class Connection:
             raise OutboxUnavailable(f"The outbox {self._path} was busy in this process for {patience:g} seconds.")
         try:
             yield self._current(patience, creating=creating)
-            if creating and self._file != _identity(self._path):
-                raise Recovered(f"The outbox {self._path} was exchanged by another process; the next use opens it.")
+            if creating and self._is_exchanged():
+                raise self._exchanged()
         except (sqlite3.Error, OSError) as error:
             raise self._handled(error, creating=creating) from error
         finally:
@@ -148,6 +148,10 @@ class Connection:
 
         :raises ForeignFile: nothing says that the damaged file is ours.
         """
+        if creating and self._is_exchanged():  # SQLite may say so itself: SQLITE_READONLY_DBMOVED
+            self._let_go()
+            look_at(self._path)
+            return self._exchanged()
         if is_damage(error):
             if not creating:
                 return OutboxUnavailable(
@@ -162,6 +166,12 @@ class Connection:
                 return Recovered(f"The outbox {self._path} was damaged and is in quarantine: {error}.")
         advice = "See that its directory exists, is writable for this user and is on a local disk with free space."
         return OutboxUnavailable(f"The outbox {self._path} cannot be used: {error}. {advice}")
+
+    def _is_exchanged(self) -> bool:
+        return self._file is not None and self._file != _identity(self._path)
+
+    def _exchanged(self) -> Recovered:
+        return Recovered(f"The outbox {self._path} was exchanged by another process; the next use opens the new one.")
 
     def _let_go(self) -> None:
         db, self._db, self._file, self._patience = self._db, None, None, None
