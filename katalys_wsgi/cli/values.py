@@ -26,7 +26,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 #: The type of a TCP port; 0 takes a free one.
-port = whole(0, 65535)
+port: Callable[[str], int] = whole(0, 65535)
 
 
 def number(what: str, most: int) -> Callable[[str], float]:

@@ -28,7 +28,7 @@ class WorkerPool:
         self._jobs: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Entry, Receipt | None]] = queue.SimpleQueue()
         self._halted = False
-        self.in_progress = 0
+        self.in_progress: int = 0
 
     def __enter__(self) -> WorkerPool:
         return self

@@ -122,7 +122,7 @@ class SQLiteOutbox:
         clock: Callable[[], float] = time.time,
         events: Events | None = None,
     ) -> None:
-        self.path = Path(path).absolute()  # a later chdir must not start a second outbox
+        self.path: Path = Path(path).absolute()  # a later chdir must not start a second outbox
         check_place(self.path)
         self._clock = clock
         self._events = events or Events()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django import template
 
 from ...javascript import Html
@@ -9,7 +11,7 @@ from ..shop import get_tracker
 
 __all__ = ["katalys_script_tag"]
 
-register = template.Library()
+register: Any = template.Library()
 
 
 @register.simple_tag  # type: ignore[untyped-decorator] # Django has no types

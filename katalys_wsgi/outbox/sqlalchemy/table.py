@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 from ...conversion.checks import LONGEST_IDENTIFIER
 
@@ -89,9 +90,9 @@ def _exact(length: int) -> String:
 class Now(FunctionElement[float]):
     """In a statement, seconds since 1970 by the database's clock at the moment the statement runs."""
 
-    type = Double()
+    type: TypeEngine[float] = Double()
     #: SQLAlchemy may keep the compiled statement: it is always the same.
-    inherit_cache = True
+    inherit_cache: bool | None = True
 
 
 @compiles(Now, "postgresql")
