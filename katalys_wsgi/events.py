@@ -15,7 +15,7 @@ from typing import Protocol
 
 __all__ = ["EVENTS", "Event", "EventType", "Events", "Hook"]
 
-_log = logging.getLogger("katalys_wsgi")
+log: logging.Logger = logging.getLogger("katalys_wsgi")
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,12 @@ class Events:
         :param name: one of :data:`EVENTS`, whose level it gets.
         """
         event = Event(name, EVENTS[name].level, fields)
-        _log.log(event.level, "%s", event, extra={"katalys": event})
+        log.log(event.level, "%s", event, extra={"katalys": event})
         for hook in self._hooks:
             try:
                 hook(event)
             except Exception:
-                _log.exception("%s", Event("hook_failed", EVENTS["hook_failed"].level, {"event": name}))
+                log.exception("%s", Event("hook_failed", EVENTS["hook_failed"].level, {"event": name}))
 
     def emit_once(self, name: str, **fields: object) -> None:
         """Emit a problem of the configuration once in this object's life, not once a request."""

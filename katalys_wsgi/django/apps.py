@@ -24,7 +24,7 @@ class KatalysConfig(AppConfig):  # type: ignore[misc] # Django has no types
 
     name = "katalys_wsgi.django"
     label = "katalys"
-    verbose_name = "Katalys"
+    verbose_name: Any = "Katalys"
 
     @cached_property
     def tracker(self) -> Tracker:
