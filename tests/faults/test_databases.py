@@ -37,12 +37,12 @@ HELD_BY_ONE = 4 * 32
 def outbox(postgres: Postgres) -> Iterator[SQLAlchemyOutbox]:
     """In PostgreSQL, and empty."""
     outbox = SQLAlchemyOutbox(postgres.url)
-    outbox.statistics()
+    outbox.claim(1, 1.0)  # makes the table, if it is not there
     with outbox.engine.begin() as db:
         outbox.table.drop(db)
     outbox.close()
     outbox = SQLAlchemyOutbox(postgres.url)
-    outbox.statistics()
+    outbox.claim(1, 1.0)
     yield outbox
     outbox.close()
 
