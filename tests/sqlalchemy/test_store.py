@@ -242,7 +242,7 @@ def test_a_host_that_is_suspended_in_a_transaction_holds_up_no_other(server_url:
         # MySQL's and MariaDB's own patience is a minute in an engine of ours.
         options = {"connect_args": {"init_command": "SET wait_timeout = 2"}} if url.startswith("mysql") else {}
         outbox = SQLAlchemyOutbox(create_engine(url, isolation_level="READ COMMITTED", **options))
-        outbox.claim(1, 1.0)
+        outbox.statistics()
 
         def suspend(_):
             print("claimed", flush=True)
