@@ -1,4 +1,9 @@
-"""The parser of the command line: which commands and options there are, and what ``--help`` says."""
+"""The parser of the command line: which commands and options there are, and what ``--help`` says.
+
+Each command is declared once, together with what its exit codes mean; what it does is the function it names. Options
+of a setting are checked by :class:`~katalys_wsgi.Settings` like every other source, so that they are refused in the
+same words.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +41,28 @@ _SOURCES = "The first of these that gives a setting decides: an option, --app or
 _EPILOG = """\
 exit codes:
   0    all went well
-  1    it did not, as the text says; or the operator should look at something
+  1    it did not, as the message says; or the operator should look at something
   2    wrong use, wrong settings, or no outbox where they say
   130  ended by Ctrl-C
-  141  whoever read the output had enough (such as head)
+  141  the reader of the output closed it (such as head)
   143  ended by TERM
 
 Where a command finds your shop: --app MODULE:ATTRIBUTE or --ini FILE#SECTION, before or behind the command,
 else the environment: KATALYS_SITE_ID, KATALYS_SECRET_KEY, KATALYS_OUTBOX and so on.
 """
 
-#: How argparse says that a value is none of the choices.
+#: How argparse reports a value that is not one of the choices.
 _invalid_choice = re.compile(r".*invalid choice: '(.*)' \(choose from (.*)\)").fullmatch
 
 
 def make_parser(prog: str = "katalys-wsgi", *, finds_shop: bool = True) -> argparse.ArgumentParser:
-    """The parser of the command line; ``run`` of what it parses is the command's function.
+    """The parser of the command line.
 
     :param prog: how the reader calls the program.
-    :param finds_shop: there are options that say where the settings come from.
+    :param finds_shop: there are options that say where the settings come from: ``--app``, ``--ini`` and one for each
+        setting that the command uses. An adapter's own command line, which has a tracker, leaves them out.
+    :returns: a parser whose result has ``run``, the command's function, which takes that result and returns an exit
+        code; and ``refuse``, which ends the program with code 2 and a message.
     """
     return _Commands(prog, finds_shop=finds_shop).parser
 
@@ -125,6 +133,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_sources(parser: Any) -> None:
+    """Declare ``--app`` and ``--ini``, which may stand before the command as well as behind it."""
     # Without a default: that of a command would replace what was given before it.
     parser.add_argument(
         "--app", default=argparse.SUPPRESS, metavar="MODULE:ATTRIBUTE", help="your application, such as shop:app"
@@ -139,7 +148,10 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 
 def _declare_trials(commands: _Commands) -> None:
-    """The commands that need no shop."""
+    """Declare the commands that need no shop: ``demo``, ``sandbox`` and ``decode``.
+
+    ``decode`` takes a shop all the same, for its secret key.
+    """
     ends = "0 the conversion arrived intact; 1 it did not"
     command = commands.add(
         "demo", demo, "play one shopper from link to conversion, then stay for you to click", ends=ends
@@ -162,7 +174,7 @@ def _declare_trials(commands: _Commands) -> None:
 
 
 def _declare_delivery(commands: _Commands) -> None:
-    """What a unit file or cron runs."""
+    """Declare ``deliver``, which a unit file or cron runs, with an option for each setting of delivery."""
     ends = "0 TERM or Ctrl-C ended it, or with --once every row that was due is delivered; 1 a row failed"
     summary = "deliver what is in the outbox; TERM finishes the rows in progress"
     command = commands.add("deliver", deliver, summary, ends=ends)
@@ -172,7 +184,7 @@ def _declare_delivery(commands: _Commands) -> None:
 
 
 def _declare_questions(commands: _Commands) -> None:
-    """The commands that change nothing."""
+    """Declare the commands that change nothing: ``status``, ``list`` and ``why``."""
     ends = "0 all is well (held rows are, too); 1 a dead letter, a pause, or a row that is pending for too long"
     command = commands.add("status", status, "show how delivery stands", ends=ends)
     command.add_argument(
@@ -199,7 +211,8 @@ def _declare_questions(commands: _Commands) -> None:
 
 
 def _declare_list(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--state", choices=[state.value for state in State], help="only what is so")
+    """Declare which entries ``list`` shows, how many, and in which format."""
+    command.add_argument("--state", choices=[state.value for state in State], help="only entries in this state")
     command.add_argument(
         "--since", type=values.moment, metavar="WHEN", help="recorded then or later: 2026-11-01, or 7d"
     )
@@ -216,7 +229,7 @@ def _declare_list(command: argparse.ArgumentParser) -> None:
 
 
 def _declare_changes(commands: _Commands) -> None:
-    """The commands that change what is in the outbox."""
+    """Declare the commands that change the outbox: ``retry``, ``drop``, ``forget``, ``prune``, ``recover``."""
     ends = "0 every dead letter that was asked for will be tried again; 1 one could not be, or there was none"
     command = commands.add("retry", retry, "have dead letters tried again", ends=ends)
     _declare_retry(command)
@@ -250,6 +263,10 @@ def _declare_changes(commands: _Commands) -> None:
 
 
 def _declare_retry(command: argparse.ArgumentParser) -> None:
+    """Declare which dead letters ``retry`` revives, and the corrections.
+
+    Which options go together, argparse cannot express; the command refuses the rest, and the usage line says it.
+    """
     command.usage = (
         f"{command.prog} [-h] (ORDER [--set FIELD=VALUE ...] | --all-dead | --reason TEXT) [--since WHEN] [--dry-run]"
     )
