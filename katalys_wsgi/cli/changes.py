@@ -211,7 +211,7 @@ def recover(arguments: Namespace) -> int:
     nothing was wrong. With ``--yes`` a file whose header is damaged, too, is taken for the outbox; see
     :mod:`katalys_wsgi.outbox.recovery`.
 
-    :returns: OK when the file is sound afterwards; WRONG_USE when the outbox is not a SQLite file of this package. 
+    :returns: OK when the file is sound afterwards; WRONG_USE when the outbox is not a SQLite file of this package.
     :raises OutboxUnavailable: the file is locked for long, cannot be written, or is not ours; nothing has changed.
     """
     from ..outbox.recovery import recover as recover_file  # loads sqlite3

@@ -71,7 +71,7 @@ def place_of(outbox: Outbox) -> str:
 def find_secret_keys(arguments: Namespace) -> tuple[str, ...]:
     """The secret keys of the shop, oldest first; empty when none is set anywhere.
 
-    Only the key is checked: the other settings may be missing or wrong.
+    Without a tracker of the shop only the key is checked: the other settings may be missing or wrong.
 
     :raises ConfigurationError: there is one that cannot work, or the shop cannot be found.
     """
