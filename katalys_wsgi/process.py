@@ -136,7 +136,7 @@ _instances: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 _onces: weakref.WeakSet[OncePerProcess] = weakref.WeakSet()
 
-#: Held around an import inside a function. A child that is born while another thread of its parent imports a module
+#: Held around an import inside a function. A child that is forked while another thread of its parent imports a module
 #: could never import it: it inherits the module's import lock, locked.
 IMPORTS = ForkLock()
 

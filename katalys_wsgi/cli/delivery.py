@@ -1,4 +1,8 @@
-"""The command ``deliver``: what a unit file or cron runs."""
+"""The command ``deliver``: what a unit file or cron runs.
+
+It needs no web server and none of the shop's pages: any machine that reaches the outbox may run it, several at the same
+time. Where the setting ``delivery`` is ``external``, it is what delivers, unless Celery's task does.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +87,7 @@ def _progress() -> Iterator[None]:
 
 
 class _Counter(logging.Handler):
-    """Listens to the log, since the tracker may be the shop's own with hooks of its own."""
+    """Counts delivered rows by the log, since the tracker may be the shop's own with hooks of its own."""
 
     def __init__(self) -> None:
         super().__init__()

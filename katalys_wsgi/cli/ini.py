@@ -83,7 +83,10 @@ def _section(parser: configparser.ConfigParser, name: str, path: Path) -> str:
 
 
 def _plain(values: dict[str, str], defaults: set[str]) -> dict[str, object]:
-    """What a filter's section gives without ``katalys.`` before the name; what comes from [DEFAULT] is everybody's."""
+    """What a filter's section gives without ``katalys.`` before the name.
+
+    What comes from ``[DEFAULT]`` is left out: it is there for every section of the file, not for this one alone.
+    """
     return {
         name: value
         for name, value in values.items()

@@ -73,8 +73,10 @@ def command_names() -> tuple[str, ...]:
 
 
 class _Commands:
-    """The parser while it is made.
+    """The parser while it is made: every command is added to it once.
 
+    :param prog: and ``finds_shop`` as of :func:`make_parser`.
+    :ivar parser: the finished parser.
     :ivar names: of the commands, which argparse does not show afterwards.
     """
 
@@ -97,8 +99,11 @@ class _Commands:
     def add(self, name: str, run: Run, summary: str, *, ends: str) -> argparse.ArgumentParser:
         """Add a command.
 
+        :param name: the word that calls it.
+        :param run: what it does; returns the exit code.
         :param summary: what it is for, as the list of commands says it.
         :param ends: what its exit codes mean.
+        :returns: the command's parser, to which its own options are added.
         """
         description = f"{summary[0].upper()}{summary[1:]}."
         epilog = textwrap.fill(f"exit codes: {ends}; 2 wrong use, wrong settings or no outbox", 100)
@@ -109,7 +114,12 @@ class _Commands:
         return command
 
     def add_settings(self, command: argparse.ArgumentParser, names: Iterable[str]) -> None:
-        """Say where the settings of a command come from; the last group of its ``--help``."""
+        """Say where the settings of a command come from; the last group of its ``--help``.
+
+        Nothing is added where the calling program has given the tracker.
+
+        :param names: the settings that have an option of their own, in the order of ``--help``.
+        """
         if not self._finds_shop:
             return
         group = command.add_argument_group("where the settings come from", _SOURCES)
@@ -144,6 +154,7 @@ def _add_sources(parser: Any) -> None:
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:
+    """Declare ``--json``: the answer as JSON on standard output."""
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -137,7 +137,7 @@ def _options(arguments: Namespace) -> dict[str, Any]:
 
 
 def _without_keys(layers: list[Layer]) -> list[Layer]:
-    """Whoever only looks into the outbox needs no key, and is not asked whether the one in sight is good."""
+    """The layers without secret_key: a command that only reads the outbox must not fail on a wrong one."""
     return [({name: value for name, value in values.items() if name != "secret_key"}, how) for values, how in layers]
 
 

@@ -58,7 +58,7 @@ class KatalysMiddleware:
 
 
 def _with_cookie(response: HttpResponseBase, set_cookie: str) -> HttpResponseBase:
-    """A copy of the response with the cookie: a view may keep one response object for everybody.
+    """A copy of the response with the cookie: a view may keep one response object for all requests.
 
     Not ``copy.copy()``, which leaves out what Django's pickles leave out. The cookie goes where Django keeps cookies,
     which its test client reads.

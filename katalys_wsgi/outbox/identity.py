@@ -79,7 +79,7 @@ def _application_id(path: Path) -> int:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as db:
             return int(db.execute("PRAGMA application_id").fetchone()[0])
     except sqlite3.DatabaseError:
-        return _id_in_header(path)  # SQLite can do nothing with it, so nobody has a lock on it
+        return _id_in_header(path)  # SQLite can do nothing with it, so no process has a lock on it
 
 
 def _id_in_header(path: Path) -> int:

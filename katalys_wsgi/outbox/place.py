@@ -53,7 +53,7 @@ def _problem_of(directory: Path) -> str | None:
 def network_file_system(directory: Path, mounts: str | None = None) -> str | None:
     """The type of the network file system ``directory`` lies on; None on a local one or where it is unknown.
 
-    It is that of the mount point nearest above the directory, links followed. Only Linux says it.
+    It is that of the mount point nearest above the directory, links followed; known on Linux only.
 
     :param directory: need not exist.
     :param mounts: what ``/proc/self/mounts`` holds (Linux), read unless given.

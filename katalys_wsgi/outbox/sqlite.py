@@ -107,8 +107,8 @@ class SQLiteOutbox:
     and is not ours is refused by every method, :class:`~katalys_wsgi.errors.ForeignFile`, and left untouched.
 
     Nothing is opened before it is used, and nothing is shared with a parent process, so it may be made before a fork.
-    A damaged file is recovered by whoever meets the damage: :meth:`add` then tries again, the other methods raise
-    :class:`~katalys_wsgi.OutboxUnavailable` once, unless they have just opened the file.
+    A damaged file is recovered by the process that finds the damage: :meth:`add` then tries again, the other methods
+    raise :class:`~katalys_wsgi.OutboxUnavailable` once, unless they have just opened the file.
 
     :param path: of the file; a relative one means the current directory of this moment.
     :param clock: seconds since 1970.
