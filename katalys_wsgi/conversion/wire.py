@@ -1,7 +1,7 @@
 """The wire: the three encodings of a message, and Katalys' rules of a message as it is sent.
 
 The rules are those of Katalys' "Server-to-Server Implementation", sections "HTTP Request Details" and "Reporting
-Schema". They look at a finished message: an operator's corrections are checked with them, and what the sandbox received.
+Schema". They look at a finished message: an operator's corrections, or what the sandbox received.
 How an order's own fields are checked stands in :mod:`~katalys_wsgi.conversion.checks`.
 """
 

@@ -217,7 +217,7 @@ class Relay:
         return [self._decide(entry, receipt) for entry, receipt in pool.collect()]
 
     def _decide(self, entry: Entry, receipt: Receipt | None) -> Change:
-        """What an attempt's receipt means for its row; a wrong configuration is no reason to bury it, so it waits."""
+        """What an attempt's receipt means for its row; a wrong configuration never buries it."""
         if receipt is None:
             return Change.release(entry)
         if receipt.verdict is Verdict.DELIVERED:
