@@ -64,7 +64,7 @@ def bind(tracker: Tracker | None) -> None:
 # acks_late: the message of a host that died is given to another. Twice is harmless, see above.
 @shared_task(name=TASK, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery has no types
 def deliver_due() -> dict[str, int]:
-    """Deliver what is due; after :data:`LONGEST_RUN` seconds no further row is begun.
+    """Deliver what is due; after :data:`LONGEST_RUN` seconds no further row is started.
 
     :returns: how many rows were ``settled``, ``postponed`` and ``buried``.
     :raises OutboxUnavailable: the outbox cannot be read or written; the next beat tries again.

@@ -51,6 +51,8 @@ def site_id(value: object) -> str:
     """A Tracking ID: ``KA-…``, or in older accounts a domain.
 
     It is part of every message and every key, so a value that was copied with a blank or a line feed is refused.
+
+    :returns: the value as it is.
     """
     if not value:
         raise ValueError("is missing; set it to the Tracking ID of Katalys' Integrations page, such as KA-1A2B3C4")
@@ -76,6 +78,7 @@ def secret_keys(value: object) -> tuple[str, ...]:
 
 
 def _secret_key(key: object) -> str:
+    """One key, checked; see :func:`secret_keys`. The message never repeats it."""
     if isinstance(key, bytes):
         key = key.decode("latin-1")
     if not isinstance(key, str):
@@ -94,7 +97,7 @@ def _secret_key(key: object) -> str:
 
 
 def choice(*names: str) -> Check:
-    """Make the check that a value is one of ``names``, in this very spelling."""
+    """Make the check that a value is one of ``names``, in this very spelling; it returns a string."""
 
     def check(value: object) -> str:
         if value not in names:
@@ -109,6 +112,8 @@ def endpoint(value: object) -> str:
 
     Conversions carry e-mail and IP addresses, which must not cross a network in the clear. A user in the address would
     end up in logs, and a query would be mixed with the fields of ``wire="get"``.
+
+    :returns: the address as it is, as a string.
     """
     text = str(value)
     if "@" in text:
@@ -134,7 +139,7 @@ def _host(address: str) -> str | None:
 
 
 def is_on_this_machine(address: str) -> bool:
-    """Whether a valid endpoint is a loopback address."""
+    """Whether a valid endpoint is a loopback address: ``localhost``, 127.0.0.0/8 or ::1. No name is resolved."""
     return _is_loopback(_host(address) or "")
 
 
@@ -146,7 +151,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def duration(least: float, most: timedelta | None = None) -> Check:
-    """Make the check of a time: a ``timedelta``, or seconds as a number or string.
+    """Make the check of a time: a ``timedelta``, or seconds as a number or string; it returns a ``timedelta``.
 
     :param least: the shortest that makes sense, in seconds.
     :param most: the longest that browsers keep a cookie for; None for no limit.
@@ -164,6 +169,7 @@ def duration(least: float, most: timedelta | None = None) -> Check:
 
 
 def _number(value: object) -> float:
+    """Seconds as a number; a boolean, NaN, or more than a ``timedelta`` holds is refused."""
     try:
         number = math.nan if isinstance(value, bool) else float(cast(Any, value))
     except (TypeError, ValueError, OverflowError):
@@ -197,7 +203,7 @@ def boolean(value: object) -> bool:
 
 
 def boolean_or_auto(value: object) -> bool | Literal["auto"]:
-    """A boolean, or ``"auto"``."""
+    """A boolean as :func:`boolean` reads it, or ``"auto"``, which leaves the decision to the place of use."""
     if value == "auto":
         return "auto"
     try:
@@ -223,7 +229,11 @@ _COOKIE_WORDS = (
 
 
 def cookie_name(value: object) -> str:
-    """A cookie's name that every parser reads, at most 64 characters."""
+    """A cookie's name that every parser reads, at most 64 characters.
+
+    Neither ``$`` at its start nor a word of the Cookie and Set-Cookie headers, such as ``path``: parsers of RFC 2109,
+    that of Python among them, take those for attributes.
+    """
     # RFC 6265 §4.1.1: a cookie's name is a token of RFC 9110. RFC 2109 kept $ at its start, and some words, for itself.
     if not isinstance(value, str) or not re.fullmatch(r"(?!\$)[A-Za-z0-9_.!#$%&'*+^`|~-]{1,64}", value):
         raise ValueError(f"is {value!r}; use letters, digits, '_' and '-' only")
@@ -245,7 +255,10 @@ def cookie_domain(value: object) -> str | None:
 
 
 def consent(value: object) -> Consent | None:
-    """A function of the environ, or None where every visitor counts as one who consented."""
+    """A function of the environ, or None where every visitor counts as one who consented.
+
+    :returns: the function itself; it is first called with a request.
+    """
     if value is not None and not callable(value):
         raise ValueError("can only be given in Python: a function that takes the environ and returns True or False")
     return value
@@ -292,6 +305,7 @@ def _address(text: str) -> str:
 
 
 def _path(path: Path) -> Path:
+    """A path that ends in a file's name; whether its directory can be used is checked by the outbox."""
     if path.name in ("", ".."):  # what . and / have for a name, too
         raise ValueError("names a directory; add the file's name, such as katalys-outbox.db")
     return path

@@ -2,6 +2,9 @@
 
 An event carries order ids, states, counts and status codes. It never carries an e-mail address, an IP address, a
 cookie or a secret key, so logs and metrics built from events need no special care.
+
+The catalogue :data:`EVENTS` lists every event with its level, its fields and what it means. An event of level ERROR or
+above asks the operator to do something; the catalogue's advice says what.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class Event:
     fields: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        """The log line: ``katalys_wsgi.NAME key=value …``, with characters that are not printable escaped."""
         text = " ".join([f"katalys_wsgi.{self.name}", *(f"{key}={value}" for key, value in self.fields.items())])
         # A line feed in an order id must not forge a second log line.
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -44,7 +48,10 @@ class Hook(Protocol):
     """
 
     def __call__(self, event: Event, /) -> None:
-        """Take note of ``event``; be quick, a page may be waiting."""
+        """Take note of ``event``; be quick, a page may be waiting.
+
+        It may be called by several threads at once: those of the shop's pages and those of the relay.
+        """
         ...
 
 
@@ -178,6 +185,8 @@ EVENTS: Mapping[str, EventType] = MappingProxyType({
 class Events:
     """Writes events to the log ``katalys_wsgi`` and hands them to the hooks; safe to share between threads.
 
+    A log record has its event as the attribute ``katalys``, for a formatter that writes JSON.
+
     :param hooks: called in this order with every event.
     """
 
@@ -189,6 +198,8 @@ class Events:
         """Log an event and call the hooks; what a hook raises is logged as ``hook_failed``.
 
         :param name: one of :data:`EVENTS`, whose level it gets.
+        :param fields: those that the catalogue lists for ``name``, without personal data.
+        :raises KeyError: there is no such event; a hook's exceptions do not get out.
         """
         event = Event(name, EVENTS[name].level, fields)
         log.log(event.level, "%s", event, extra={"katalys": event})
@@ -199,7 +210,13 @@ class Events:
                 log.exception("%s", Event("hook_failed", EVENTS["hook_failed"].level, {"event": name}))
 
     def emit_once(self, name: str, **fields: object) -> None:
-        """Emit a problem of the configuration once in this object's life, not once a request."""
+        """Emit a problem of the configuration once in this object's life, not once a request.
+
+        It counts by name, so further ones of the same name are neither logged nor handed to hooks. Two threads may both
+        emit the first one.
+
+        :param name: and ``fields`` as of :meth:`emit`.
+        """
         if name not in self._emitted_once:
             self._emitted_once.add(name)
             self.emit(name, **fields)

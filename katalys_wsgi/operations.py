@@ -265,7 +265,7 @@ def revive(outbox: Archive, entry: Entry, changes: Mapping[str, str] | None = No
     """Have a dead letter tried again.
 
     :param changes: see :func:`corrected`; their names, not their values, are kept for :func:`story`.
-    :returns: False if it is not dead any more, or its order was recorded anew meanwhile.
+    :returns: False if it is not dead any more, or its order was recorded again meanwhile.
     :raises InvalidConversion: as :func:`corrected`.
     """
     fields = corrected(entry, changes or {})

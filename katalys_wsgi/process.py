@@ -23,9 +23,12 @@ PATIENCE_AT_FORK = 5.0
 
 
 class ForkLock:
-    """A lock that a fork waits for: no child is born while another thread of its parent holds it.
+    """A lock that a fork waits for: no child is forked while another thread of its parent holds it.
 
-    A child inherits what is locked, and not the thread that would unlock it.
+    A child inherits what is locked, and not the thread that would unlock it. The wait is limited to
+    :data:`PATIENCE_AT_FORK` seconds, then the fork goes ahead. The child begins with the lock free, whoever held it in
+    the parent. Use it in a ``with`` statement, or by :meth:`acquire` and :meth:`release`; the same thread cannot take
+    it twice.
     """
 
     def __init__(self) -> None:
@@ -34,11 +37,18 @@ class ForkLock:
         _locks.add(self)
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Wait for the lock up to ``timeout`` seconds, without limit if negative; whether it is the caller's now."""
+        """Wait for the lock.
+
+        :param timeout: seconds; without limit if negative.
+        :returns: whether it is the caller's now.
+        """
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Give the lock back.
+
+        :raises RuntimeError: it is not locked.
+        """
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -61,7 +71,11 @@ class ForkLock:
 class PerProcess(Generic[T]):
     """One value per process, made by ``make`` at first use.
 
-    Two threads may both call ``make`` at the first use; one result is kept. It must have no effect of its own.
+    Two threads may both call ``make`` at the first use; one result is kept. It must have no effect of its own. A value
+    that was inherited from the parent process is kept alive unused, so that its destructor does not close what both
+    share.
+
+    :param make: makes the value; what it raises reaches the caller of :meth:`get`, and the next call tries again.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -70,20 +84,24 @@ class PerProcess(Generic[T]):
         _instances.add(self)
 
     def get(self) -> T:
-        """This process's value."""
+        """This process's value, made if it has not been yet. None counts as not made."""
         pid = os.getpid()
         value = self._values.get(pid)
         return value if value is not None else self._values.setdefault(pid, self._make())
 
     def peek(self) -> T | None:
-        """This process's value if it has been made."""
+        """This process's value if it has been made, else None; makes nothing."""
         return self._values.get(os.getpid())
 
     def discard(self) -> T | None:
-        """Forget this process's value and return it, if it has been made; the next ``get()`` makes a new one."""
+        """Forget this process's value and return it, if it has been made; the next ``get()`` makes a new one.
+
+        It is not closed; that is the caller's part.
+        """
         return self._values.pop(os.getpid(), None)
 
     def _abandon_inherited(self) -> None:
+        """Forget the values of other processes, in a child that was just forked, without destroying them."""
         for pid in [pid for pid in self._values if pid != os.getpid()]:
             _immortalise(self._values.pop(pid))
 
@@ -91,6 +109,7 @@ class PerProcess(Generic[T]):
 class OncePerProcess:
     """A function that each process calls once; a forked child calls it again.
 
+    :param function: called without arguments; what it raises reaches the caller, and it is not called again.
     :ivar pending: this process has not called it yet. Looked at first, it spares the hot path a call.
     """
 
@@ -117,7 +136,7 @@ _instances: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 _locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 _onces: weakref.WeakSet[OncePerProcess] = weakref.WeakSet()
 
-#: Held around an import inside a function. A child that is born while another thread of its parent imports a module
+#: Held around an import inside a function. A child that is forked while another thread of its parent imports a module
 #: could never import it: it inherits the module's import lock, locked.
 IMPORTS = ForkLock()
 

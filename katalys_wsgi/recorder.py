@@ -1,4 +1,9 @@
-"""Recording: an order becomes a postback in the outbox; or is sent directly; or is reported lost."""
+"""Recording: an order becomes a postback in the outbox; or is sent directly; or is reported lost.
+
+The outbox comes first, since what is in it survives a restart. Only when it cannot be written, and no transaction of
+the shop may yet undo the order, one attempt is made from the page itself, within :data:`DIRECT_DEADLINE`. What neither
+way takes is logged as ``conversion_lost`` with its order id, so that the operator can record it again.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +31,12 @@ DIRECT_DEADLINE = 2.0
 class Recorder:
     """Records conversions and updates of one shop.
 
-    Nothing that goes wrong in here breaks a checkout, unless the visit is strict.
+    Nothing that goes wrong in here breaks a checkout, unless the visit is strict. One object serves all threads.
 
+    :param settings: site_id, conversion_type and hash_email decide what a message says; the rest is for the direct
+        attempt.
+    :param outbox: where the postbacks are kept.
+    :param events: where each outcome is reported; see :data:`~katalys_wsgi.events.EVENTS`.
     :param wake: called after each call and each deferred write, whatever came of it: starts the relay.
     :param held: says why postbacks stay on this machine for now; None when they may leave.
     """
@@ -50,15 +59,29 @@ class Recorder:
         self._email_key = settings.secret_key[0] if settings.hash_email else None
 
     def record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
-        """See :meth:`Visit.record <katalys_wsgi.Visit.record>`."""
+        """See :meth:`Visit.record <katalys_wsgi.Visit.record>`.
+
+        :param connection: the shop's own connection or session, in whose transaction the postback is written; or None.
+        :returns: what became of the conversion, never raising unless ``visit`` is strict.
+        :raises Exception: strict only: wrong data, a wrong type, and whatever keeps the outbox from being written.
+        """
         return self._guarded(lambda: self._record(visit, conversion, connection), conversion, strict=visit.strict)
 
     def record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
-        """See :meth:`Visit.record_update <katalys_wsgi.Visit.record_update>`."""
+        """See :meth:`Visit.record_update <katalys_wsgi.Visit.record_update>`.
+
+        :param connection: as of :meth:`record`; a conversion recorded by the same transaction is seen.
+        :returns: what became of the update: ``NO_CLICK`` if no conversion of its order was recorded, since Katalys
+            could do nothing with it; not asked in a shop that reports every order (``offline_conv``).
+        :raises Exception: as of :meth:`record`.
+        """
         return self._guarded(lambda: self._record_update(visit, update, connection), update, strict=visit.strict)
 
     def _guarded(self, record: Callable[[], Record], order: object, *, strict: bool) -> Record:
-        """What ``record`` answers; or, unless strict, that the sale of ``order`` is lost because it raised."""
+        """What ``record`` answers; or, unless strict, that the sale of ``order`` is lost because it raised.
+
+        The relay is woken either way.
+        """
         try:
             return record()
         except Exception as error:
@@ -90,6 +113,7 @@ class Recorder:
         return self._write(visit, connection, self._add, postback, problems)
 
     def _record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
+        """An update's way: like a conversion's, without click and consent, which its order had when it was recorded."""
         _check_type(update, OrderUpdate, "record_update")
         problems = _problems(update, strict=visit.strict)
         postback = Postback.from_update(update, site_id=self._settings.site_id, email_key=self._email_key)
@@ -98,7 +122,11 @@ class Recorder:
     def _write(
         self, visit: Visit, connection: Any, add: Callable[..., Record], postback: Postback, problems: Sequence[str]
     ) -> Record:
-        """Call ``add`` within ``connection``'s transaction, or after the visit's, or at once."""
+        """Call ``add`` within ``connection``'s transaction, or after the visit's, or at once.
+
+        A connection that the outbox cannot join is reported once and left out, unless the visit is strict. What is
+        deferred is never strict: a commit has happened by then, and an exception would come too late.
+        """
         if connection is not None:
             try:
                 return add(postback, problems, connection, strict=visit.strict)
@@ -113,12 +141,14 @@ class Recorder:
         return Record(Outcome.DEFERRED, postback.key, tuple(problems), "waits for the commit")
 
     def _add_update(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
+        """Keep an update in the outbox if its order is ours to report; arguments as of :meth:`_add`."""
         # Asked when it is written, not before: the order itself may be recorded by the same transaction.
         if not self._reports_every_order and not self._is_known(postback.order_id, connection):
             return Record(Outcome.NO_CLICK, reason="no conversion of this order was recorded")
         return self._add(postback, problems, connection, strict=strict)
 
     def _is_known(self, order_id: str, connection: Any) -> bool:
+        """Whether anything was recorded of the order, also by the open transaction of ``connection``."""
         try:
             return bool(self._outbox.history(order_id, connection=connection))
         except OutboxMissing:
@@ -127,6 +157,8 @@ class Recorder:
     def _add(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
         """Keep ``postback`` in the outbox, as a dead letter if it has problems.
 
+        :param connection: the transaction to write in; without one, an outbox that cannot be written is made up for by
+            a direct attempt.
         :param strict: raise where the outbox cannot be written, instead of sending directly.
         """
         try:
@@ -142,7 +174,10 @@ class Recorder:
         return Record(outcome, postback.key, tuple(problems), reason)
 
     def _send_directly(self, postback: Postback, problems: Sequence[str], why: str) -> Record:
-        """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline."""
+        """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline.
+
+        :param why: the outbox cannot be written; part of the event and of the record.
+        """
         if problems:
             return self._lost(postback.order_id, why, postback.key, problems)
         held = self._held()
@@ -155,6 +190,7 @@ class Recorder:
         return Record(Outcome.SENT_DIRECTLY, postback.key, reason=why)
 
     def _lost(self, order_id: str, why: str, key: str | None = None, problems: Sequence[str] = ()) -> Record:
+        """Report a sale that neither the outbox nor Katalys took, so that the operator can record it again."""
         self._events.emit("conversion_lost", order_id=order_id, reason=why)
         return Record(Outcome.LOST, key, tuple(problems), why)
 
@@ -178,7 +214,7 @@ _EVENTS = {
 
 
 class _WrongCall(KatalysError, TypeError):
-    """Something was passed that cannot be recorded; ours, so its text may be logged."""
+    """An object was passed that cannot be recorded; the message is ours, so it may be logged."""
 
 
 def _check_type(order: object, kind: type, verb: str) -> None:
@@ -213,7 +249,7 @@ def _order_id(order: object) -> str:
 
 
 def _described(error: Exception) -> str:
-    """An error without its own text, which may repeat the buyer's data; ours do not."""
+    """An error for the log: its type and place, without its message, which may repeat the buyer's data; ours do not."""
     if isinstance(error, KatalysError):
         return str(error)
     place = extract_tb(error.__traceback__)[-1]
@@ -221,7 +257,7 @@ def _described(error: Exception) -> str:
 
 
 def _send(settings: Settings, payload: str) -> Receipt:
-    """One attempt, within :data:`DIRECT_DEADLINE`."""
+    """One attempt from the page itself, within :data:`DIRECT_DEADLINE` seconds; never raises what the network does."""
     with IMPORTS:
         from .delivery.sender import Sender  # loads requests, which the shop's pages otherwise do without
     with closing(Sender(settings)) as sender:

@@ -234,7 +234,7 @@ class Tracker:
     def drain(self, at_most: timedelta | float | None = None) -> Drained:
         """Deliver what is due, in the calling thread (tests, cron, Celery).
 
-        :param at_most: seconds, or a ``timedelta``, after which no further row is begun; None for no limit.
+        :param at_most: seconds, or a ``timedelta``, after which no further row is started; None for no limit.
         :returns: how many rows were ``settled``, ``postponed`` and ``buried``.
         :raises OutboxUnavailable: the outbox cannot be read or written.
         """

@@ -1165,7 +1165,7 @@ def test_an_order_that_was_recorded_anew_meanwhile_is_not_revived(
 
     code, _, err = operate("retry", "1001", "--set", "email_address=ann@example.com")
     assert code == 1
-    assert err.endswith("Order 1001 is not a dead letter any more, or was recorded anew.\n")
+    assert err.endswith("Order 1001 is not a dead letter any more, or was recorded again.\n")
 
 
 def test_retry_of_nothing_is_code_1(tracker: Tracker, operate: Run) -> None:

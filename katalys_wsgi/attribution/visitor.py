@@ -1,4 +1,8 @@
-"""The visitor: address, user agent, scheme and host of a request, believed only as far as they can be trusted."""
+"""The visitor: address, user agent, scheme and host of a request, believed only as far as they can be trusted.
+
+All of it comes from the network. What the server says of the connection is taken as it is; an ``X-Forwarded`` header
+counts only as far as the shop says how many proxies in front of it write one.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,11 @@ class Visitor(NamedTuple):
 
     @property
     def is_https(self) -> bool:
-        """Whether the visitor's own connection is encrypted."""
+        """Whether the visitor's own connection is encrypted.
+
+        With trusted proxies it is what the outermost of them says in X-Forwarded-Proto; without, or where they say
+        nothing, the scheme of the connection to this server.
+        """
         forwarded = _forwarded_proto(self.environ, self.trusted_proxies) if self.trusted_proxies else ""
         return (forwarded or self.environ.get("wsgi.url_scheme")) == "https"
 
@@ -66,7 +74,11 @@ class Visitor(NamedTuple):
 
     @property
     def ignored_header(self) -> str | None:
-        """The header by which a proxy shows itself that ``trusted_proxies`` does not count; None when there is none."""
+        """The header by which a proxy shows itself that ``trusted_proxies`` does not count; None when there is none.
+
+        It is a sign that the setting is missing: ``X-Forwarded-Proto`` says https over a connection that is not, or
+        ``X-Forwarded-For`` comes from an address inside the network. From elsewhere the visitor may have written it.
+        """
         if self.trusted_proxies:
             return None
         environ = self.environ
@@ -76,6 +88,7 @@ class Visitor(NamedTuple):
 
 
 def _forwarded_proto(environ: Environ, trusted_proxies: int = 1) -> str:
+    """The scheme as the outermost trusted proxy names it, in lower case; empty without the header."""
     if "HTTP_X_FORWARDED_PROTO" not in environ:
         return ""
     # Some proxies append their scheme, most replace what is there: there may be fewer entries than proxies.
@@ -84,11 +97,13 @@ def _forwarded_proto(environ: Environ, trusted_proxies: int = 1) -> str:
 
 
 def _is_internal(environ: Environ) -> bool:
+    """Whether the peer is inside the network, as proxies are: a private address or a Unix socket."""
     address = _address(environ.get("REMOTE_ADDR"))
     return address is None or not ipaddress.ip_address(address).is_global  # no address: a Unix socket
 
 
 def _address(value: object) -> str | None:
+    """An IP address in its plain form, of a value with or without port, brackets and zone; None if it is not one."""
     host = str(value or "").strip()
     if host.startswith("["):
         host = host[1:].partition("]")[0]

@@ -28,6 +28,10 @@ __all__ = ["command_names", "main", "make_parser"]
 def main(argv: Sequence[str] | None = None, *, tracker: Tracker | None = None, prog: str = "katalys-wsgi") -> int:
     """Run one command of the command line.
 
+    Errors of this package become one message on standard error: no outbox where the settings say, and settings that
+    cannot work, end with 2; an outbox that cannot be read or written ends with 1. Any other exception is a bug and
+    leaves with its traceback.
+
     :param argv: the words after the program's name; those of the process unless given.
     :param tracker: of the calling program, such as ``flask katalys``; there are no options then that say where the
         settings come from.
@@ -57,5 +61,6 @@ def main(argv: Sequence[str] | None = None, *, tracker: Tracker | None = None, p
 
 
 def _report(message: str, code: int) -> int:
+    """Print ``message`` to standard error; returns ``code``."""
     print(message, file=sys.stderr)
     return code

@@ -44,7 +44,12 @@ def load_tracker(given: str) -> Tracker:
 
 
 def tracker_of(found: Any) -> Tracker | None:
-    """The tracker in an application, in whatever is wrapped around it, or in a plugin; None if there is none."""
+    """The tracker in an application, in whatever is wrapped around it, or in a plugin.
+
+    :param found: any object. Looked into are its attributes ``tracker``, ``extensions`` (Flask), ``registry`` (Pyramid)
+        and ``plugins`` (Bottle), then the application that it wraps, at most ten deep.
+    :returns: None if there is none; no exception of the object's own properties gets out.
+    """
     for _ in range(10):  # a wrapper may lead back to itself
         tracker = _tracker_within(found)
         if tracker is not None:
@@ -56,6 +61,7 @@ def tracker_of(found: Any) -> Tracker | None:
 
 
 def _tracker_within(found: Any) -> Tracker | None:
+    """The tracker that ``found`` is or keeps where an adapter puts it; what it wraps is not looked into."""
     extensions, registry, plugins = (_attribute(found, name) for name in ("extensions", "registry", "plugins"))
     candidates = [
         found,
@@ -68,6 +74,7 @@ def _tracker_within(found: Any) -> Tracker | None:
 
 
 def _attribute(owner: Any, name: str) -> Any:
+    """The attribute; None where there is none or where reading it raises."""
     try:
         return getattr(owner, name, None)
     except Exception:  # noqa: BLE001 - the shop's own property, such as one that needs a request
@@ -75,6 +82,11 @@ def _attribute(owner: Any, name: str) -> Any:
 
 
 def _imported(module: str, attribute: str) -> Any:
+    """Import what ``--app`` names.
+
+    :raises ConfigurationError: there is no such module or attribute, or the module raised while it was imported: then
+        the message names the exception and the line it came from.
+    """
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
     except ModuleNotFoundError as error:
@@ -105,6 +117,7 @@ def _is_factory(found: Any) -> bool:
 
 
 def _made(factory: Any, given: str) -> Any:
+    """Call the shop's factory; what it raises becomes a ConfigurationError that names the line."""
     try:
         return factory()
     except KatalysError:

@@ -20,7 +20,15 @@ __all__ = ["drop", "forget", "prune", "recover", "retry"]
 
 
 def retry(arguments: Namespace) -> int:
-    """Have dead letters tried again, corrected by ``--set``; FAILED unless there is one and all of them are revived."""
+    """Make dead letters pending again, so that a relay tries them; ``--set`` corrects the fields of one order first.
+
+    Chosen are those of ORDER, or, of all, those that ``--all-dead``, ``--reason`` and ``--since`` name. Prints how many
+    were revived; to standard error why one was not. With ``--dry-run`` it prints each of them instead, with the time it
+    died (UTC) and its last error, and changes nothing. Nothing is sent by this command itself.
+
+    :returns: OK if there is at least one dead letter and all of them are revived (or would be), else FAILED.
+    :raises SystemExit: with code 2 for options that contradict each other.
+    """
     changes = dict(arguments.set)
     problem = _contradiction(arguments, changes)
     if problem:
@@ -41,6 +49,7 @@ def retry(arguments: Namespace) -> int:
 
 
 def _contradiction(arguments: Namespace, changes: dict[str, str]) -> str | None:
+    """What is wrong with the combination of options, which argparse cannot express; None when nothing is."""
     many = arguments.all_dead or arguments.reason is not None or arguments.since is not None
     if (arguments.order is not None) == many:
         return "give one ORDER; or --all-dead, --reason TEXT or --since WHEN for many"
@@ -61,6 +70,7 @@ def _is_chosen(entry: Entry, arguments: Namespace) -> bool:
 
 
 def _say_what_is_not_dead(order: str, entries: list[Entry]) -> None:
+    """Print to standard error where the entries of an order stand that ``retry`` and ``drop`` leave alone."""
     if not entries:
         print(f"Order {visible(order)} is unknown here.", file=sys.stderr)
     for entry in entries:
@@ -88,6 +98,7 @@ def _try_out(dead: list[Entry], changes: dict[str, str]) -> int:
 
 
 def _can_be_revived(entry: Entry, changes: dict[str, str]) -> bool:
+    """Whether the entry with ``changes`` is something that Katalys could take; prints why not."""
     try:
         operations.corrected(entry, changes)
     except InvalidConversion as error:
@@ -104,7 +115,7 @@ def _revive(outbox: Archive, entry: Entry, changes: dict[str, str]) -> bool:
         _print_invalid(error, changes)
         return False
     if not revived:
-        print(f"Order {visible(entry.order_id)} is not a dead letter any more, or was recorded anew.", file=sys.stderr)
+        print(f"Order {visible(entry.order_id)} is not a dead letter any more, or was recorded again.", file=sys.stderr)
     return revived
 
 
@@ -116,7 +127,13 @@ def _print_invalid(error: InvalidConversion, changes: dict[str, str]) -> None:
 
 
 def drop(arguments: Namespace) -> int:
-    """Dismiss the dead letters of an order, after asking; FAILED when there is none, or the answer is not yes."""
+    """Dismiss the dead letters of ORDER for good: they are not sent, and the buyer's data is removed from them.
+
+    Lists them on standard error and reads a line from standard input, unless ``--yes`` is given; only ``y`` or ``yes``
+    drops them. Prints how many were dropped.
+
+    :returns: FAILED, with nothing changed, if the order has no dead letter or the answer was another one; else OK.
+    """
     with opened(arguments) as tracker:
         outbox = operations.archive(tracker.outbox)
         entries = outbox.history(arguments.order)
@@ -133,6 +150,7 @@ def drop(arguments: Namespace) -> int:
 
 
 def _confirmed(dead: Iterable[Entry]) -> bool:
+    """Ask on standard error; whether the line read from standard input says yes. Its end counts as no."""
     for entry in dead:
         reason = visible(entry.last_error or "no reason is known")
         print(f"The {entry.kind} of order {visible(entry.order_id)} is a dead letter: {reason}.", file=sys.stderr)
@@ -144,9 +162,14 @@ def _confirmed(dead: Iterable[Entry]) -> bool:
 
 
 def forget(arguments: Namespace) -> int:
-    """Remove a buyer's data from the outbox, by order or e-mail address; prints how many entries held some.
+    """Remove a buyer's data from the outbox, by ORDER or ``--email``; what was pending or dead is then never sent.
 
-    FAILED when the order is unknown: a mistyped number must not look like a kept promise.
+    Prints how many entries were emptied. With ``hash_email`` an address is found by its keyed hash, which takes the
+    shop's secret key; without one this is said on standard error, and only addresses in plain text are found.
+
+    :returns: FAILED if ORDER is unknown: a mistyped number must not look like a kept promise. An address of which there
+        is nothing is OK, since nothing of it is left.
+    :raises SystemExit: with code 2 unless exactly one of both is given.
     """
     if (arguments.order is None) == (arguments.email is None):
         arguments.refuse("give either an ORDER or --email ADDRESS")
@@ -166,7 +189,14 @@ def forget(arguments: Namespace) -> int:
 
 
 def prune(arguments: Namespace) -> int:
-    """Delete what was finished longer ago than ``--older-than`` days, or the setting ``retention``."""
+    """Delete what was finished longer ago than ``--older-than`` days, or else the setting ``retention``.
+
+    Order updates that wait for a conversion among them go with it. Prints how many entries were deleted; a relay does
+    the same by itself, by ``retention``. Where there is no outbox none is made.
+
+    :returns: OK, also when there was nothing to delete.
+    :raises OutboxMissing: there is no outbox; the exit code is then 2.
+    """
     with opened(arguments) as tracker:
         tracker.outbox.history("")  # only reads, so that no file is made where there is none
         age = tracker.settings.retention if arguments.older_than is None else timedelta(days=arguments.older_than)
@@ -175,7 +205,15 @@ def prune(arguments: Namespace) -> int:
 
 
 def recover(arguments: Namespace) -> int:
-    """Repair the outbox's file if it is damaged; OK when it is sound afterwards."""
+    """Repair the outbox's file if it is damaged: what can be read goes into a new file.
+
+    The damaged file is kept beside it. Prints how many entries were saved and where the damaged file is now, or that
+    nothing was wrong. With ``--yes`` a file whose header is damaged, too, is taken for the outbox; see
+    :mod:`katalys_wsgi.outbox.recovery`.
+
+    :returns: OK when the file is sound afterwards; WRONG_USE when the outbox is not a SQLite file of this package.
+    :raises OutboxUnavailable: the file is locked for long, cannot be written, or is not ours; nothing has changed.
+    """
     from ..outbox.recovery import recover as recover_file  # loads sqlite3
     from ..outbox.sqlite import SQLiteOutbox
 

@@ -1,4 +1,8 @@
-"""The command ``deliver``: what a unit file or cron runs."""
+"""The command ``deliver``: what a unit file or cron runs.
+
+It needs no web server and none of the shop's pages: any machine that reaches the outbox may run it, several at the same
+time. Where the setting ``delivery`` is ``external``, it is what delivers, unless Celery's task does.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,14 @@ __all__ = ["deliver"]
 
 
 def deliver(arguments: Namespace) -> int:
-    """Deliver until TERM or Ctrl-C, after which the rows in progress are finished; with ``--once`` what is due.
+    """Run a relay in the foreground, until TERM or Ctrl-C; the rows in progress are finished before it ends.
 
-    What happens is logged to standard error. FAILED only with ``--once``, when a row was not delivered.
+    Each event is logged to standard error, with the time; on a terminal the number of delivered rows is counted there.
+    With ``--once`` it ends when nothing is due any more, and prints how many rows were delivered, postponed and became
+    dead letters: one line, or one JSON object with ``--json``. site_id and secret_key have to be set.
+
+    :returns: FAILED only with ``--once``, when a row was postponed or became a dead letter; else OK, also after a
+        signal.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with opened(arguments, complete=True) as tracker, _stopped_by_signals(tracker), _progress():
@@ -38,6 +47,8 @@ def deliver(arguments: Namespace) -> int:
 
 @contextmanager
 def _stopped_by_signals(tracker: Tracker) -> Iterator[None]:
+    """Within this block TERM and Ctrl-C stop the relay once the rows in progress are finished."""
+
     def stop(*_: object) -> None:
         tracker.stop()
 
@@ -76,13 +87,14 @@ def _progress() -> Iterator[None]:
 
 
 class _Counter(logging.Handler):
-    """Listens to the log, since the tracker may be the shop's own with hooks of its own."""
+    """Counts delivered rows by the log, since the tracker may be the shop's own with hooks of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self._delivered = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Count an event ``postback_delivered``; every other record of the log is passed over."""
         if getattr(getattr(record, "katalys", None), "name", "") == "postback_delivered":
             self._delivered += 1
             print(f"\r{self._delivered} delivered ", end="", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Descriptions: what each setting does, in one sentence; ``--help`` shows them.
 
-They stand apart from the table of settings, which every process of a shop loads.
+They stand apart from the table of settings, which every process of a shop loads. There is one for each setting, and a
+test compares both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Exit codes: what every command may end with, for scripts, cron and monitors."""
+"""Exit codes: what every command may end with, for scripts, cron and monitors.
+
+0 to 2 are the command's own answer, and its ``--help`` says what they mean for it. From 128 on they follow the shells'
+convention for a program that a signal ended: 128 and the number of the signal (INT 2, PIPE 13, TERM 15).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ __all__ = ["FAILED", "INTERRUPTED", "NO_READER", "OK", "TERMINATED", "WRONG_USE"
 #: All went well.
 OK = 0
 
-#: It did not, as the text says.
+#: It did not, as the message says.
 FAILED = 1
 
 #: Wrong use, wrong settings, or no outbox where they say.
@@ -16,7 +20,7 @@ WRONG_USE = 2
 #: Ctrl-C ended it; what a shell reports of such a program.
 INTERRUPTED = 130
 
-#: Whoever read its output had enough, as ``head`` does.
+#: The reader of its output closed the pipe, as ``head`` does.
 NO_READER = 141
 
 #: TERM ended it.

@@ -30,9 +30,12 @@ def read_ini(given: str) -> IniSettings:
     """The settings of ``FILE#section``.
 
     Without a section, and for ``#main``, it is ``[app:main]``; ``#filter:affiliates`` and ``#affiliates`` are a
-    filter's. As in PasteDeploy, ``%(here)s`` is the file's folder, and ``[DEFAULT]`` stands behind every section.
+    filter's. As in PasteDeploy, ``%(here)s`` is the file's folder, and ``[DEFAULT]`` stands behind every section. In a
+    filter's section a setting may be written without ``katalys.`` before its name.
 
-    :raises ConfigurationError: the file or the section cannot be read.
+    :param given: the value of ``--ini``; a relative path means the current directory.
+    :returns: the values as they are written, all of them strings; :class:`~katalys_wsgi.Settings` checks them.
+    :raises ConfigurationError: the file or the section cannot be read; the message lists the sections there are.
     """
     file, _, name = given.partition("#")
     path = Path(file).absolute()
@@ -50,6 +53,10 @@ def read_ini(given: str) -> IniSettings:
 
 
 def _parser(path: Path) -> configparser.ConfigParser:
+    """Parse the file as PasteDeploy would.
+
+    :raises ConfigurationError: it cannot be read, or is not an ini file in UTF-8.
+    """
     places = {"here": str(path.parent), "__file__": str(path)}
     parser = configparser.ConfigParser({name: place.replace("%", "%%") for name, place in places.items()})
     parser.optionxform = str  # type: ignore[assignment,method-assign] # names keep their case, as in PasteDeploy
@@ -63,6 +70,7 @@ def _parser(path: Path) -> configparser.ConfigParser:
 
 
 def _section(parser: configparser.ConfigParser, name: str, path: Path) -> str:
+    """The full name of a section: for ``main`` the application's is tried first, for others the filter's."""
     kinds = ("app", "filter") if name == "main" else ("filter", "app")
     for section in [name] if ":" in name else [f"{kind}:{name}" for kind in kinds]:
         if parser.has_section(section):
@@ -75,7 +83,10 @@ def _section(parser: configparser.ConfigParser, name: str, path: Path) -> str:
 
 
 def _plain(values: dict[str, str], defaults: set[str]) -> dict[str, object]:
-    """What a filter's section gives without ``katalys.`` before the name; what comes from [DEFAULT] is everybody's."""
+    """What a filter's section gives without ``katalys.`` before the name.
+
+    What comes from ``[DEFAULT]`` is left out: it is there for every section of the file, not for this one alone.
+    """
     return {
         name: value
         for name, value in values.items()

@@ -1,4 +1,7 @@
-"""Listings of entries: a table for people, CSV for the books, JSON for programs. None holds a buyer's data."""
+"""Listings of entries: a table to read, CSV for accounting, JSON for programs. None holds a buyer's data.
+
+A listing writes to a stream that is open for text, such as standard output, and leaves it open.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,11 @@ _MAIN_FACTS = (
 
 
 def write_table(entries: Iterable[Entry], out: TextIO) -> None:
-    """One line for each entry: when it was recorded, state, kind, order, what it says, and the last error."""
+    """One line for each entry: when it was recorded (UTC), state, kind, order, what it says, and the last error.
+
+    Empty fields are left out, and characters that are not printable are escaped, so that an order id can neither forge
+    a line nor control the terminal.
+    """
     for entry in entries:
         order = visible(entry.order_id)
         facts = "".join(f"  {name}={visible(value)}" for name, value in _in_table(entry).items() if value)
@@ -44,18 +51,25 @@ def _in_table(entry: Entry) -> Mapping[str, str]:
 
 
 def write_json(entries: Iterable[Entry], out: TextIO) -> None:
-    """A list of objects, with the fields of each message under ``fields``."""
+    """One JSON list of objects, with the fields of each message under ``fields``; ``[]`` when there is no entry.
+
+    The keys are those of :func:`katalys_wsgi.operations.as_row`; times are ISO 8601 in UTC.
+    """
     print(json.dumps([operations.as_row(entry) for entry in entries], indent=2), file=out)
 
 
 def write_csv(entries: Iterable[Entry], out: TextIO) -> None:
-    """A header and one line for each entry (RFC 4180, but for plain line feeds); times are ISO 8601 in UTC."""
+    """A header and one line for each entry (RFC 4180, but for plain line feeds); times are ISO 8601 in UTC.
+
+    The columns are :data:`COLUMNS`. A cell that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in _columns(entry).items()} for entry in entries)
 
 
 def _columns(entry: Entry) -> dict[str, str]:
+    """What an entry says, by column; fields without a column of their own are joined in ``other``."""
     facts = operations.facts(entry)
     codes = [value for name, value in facts.items() if _OF_A_COUPON.fullmatch(name) and value]
     main = {name: facts.get(name, "") for name in COLUMNS}

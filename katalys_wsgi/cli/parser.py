@@ -1,4 +1,9 @@
-"""The parser of the command line: which commands and options there are, and what ``--help`` says."""
+"""The parser of the command line: which commands and options there are, and what ``--help`` says.
+
+Each command is declared once, together with what its exit codes mean; what it does is the function it names. Options
+of a setting are checked by :class:`~katalys_wsgi.Settings` like every other source, so that they are refused in the
+same words.
+"""
 
 from __future__ import annotations
 
@@ -36,25 +41,28 @@ _SOURCES = "The first of these that gives a setting decides: an option, --app or
 _EPILOG = """\
 exit codes:
   0    all went well
-  1    it did not, as the text says; or the operator should look at something
+  1    it did not, as the message says; or the operator should look at something
   2    wrong use, wrong settings, or no outbox where they say
   130  ended by Ctrl-C
-  141  whoever read the output had enough (such as head)
+  141  the reader of the output closed it (such as head)
   143  ended by TERM
 
 Where a command finds your shop: --app MODULE:ATTRIBUTE or --ini FILE#SECTION, before or behind the command,
 else the environment: KATALYS_SITE_ID, KATALYS_SECRET_KEY, KATALYS_OUTBOX and so on.
 """
 
-#: How argparse says that a value is none of the choices.
+#: How argparse reports a value that is not one of the choices.
 _invalid_choice = re.compile(r".*invalid choice: '(.*)' \(choose from (.*)\)").fullmatch
 
 
 def make_parser(prog: str = "katalys-wsgi", *, finds_shop: bool = True) -> argparse.ArgumentParser:
-    """The parser of the command line; ``run`` of what it parses is the command's function.
+    """The parser of the command line.
 
     :param prog: how the reader calls the program.
-    :param finds_shop: there are options that say where the settings come from.
+    :param finds_shop: there are options that say where the settings come from: ``--app``, ``--ini`` and one for each
+        setting that the command uses. An adapter's own command line, which has a tracker, leaves them out.
+    :returns: a parser whose result has ``run``, the command's function, which takes that result and returns an exit
+        code; and ``refuse``, which ends the program with code 2 and a message.
     """
     return _Commands(prog, finds_shop=finds_shop).parser
 
@@ -65,8 +73,10 @@ def command_names() -> tuple[str, ...]:
 
 
 class _Commands:
-    """The parser while it is made.
+    """The parser while it is made: every command is added to it once.
 
+    :param prog: and ``finds_shop`` as of :func:`make_parser`.
+    :ivar parser: the finished parser.
     :ivar names: of the commands, which argparse does not show afterwards.
     """
 
@@ -89,8 +99,11 @@ class _Commands:
     def add(self, name: str, run: Run, summary: str, *, ends: str) -> argparse.ArgumentParser:
         """Add a command.
 
+        :param name: the word that calls it.
+        :param run: what it does; returns the exit code.
         :param summary: what it is for, as the list of commands says it.
         :param ends: what its exit codes mean.
+        :returns: the command's parser, to which its own options are added.
         """
         description = f"{summary[0].upper()}{summary[1:]}."
         epilog = textwrap.fill(f"exit codes: {ends}; 2 wrong use, wrong settings or no outbox", 100)
@@ -101,7 +114,12 @@ class _Commands:
         return command
 
     def add_settings(self, command: argparse.ArgumentParser, names: Iterable[str]) -> None:
-        """Say where the settings of a command come from; the last group of its ``--help``."""
+        """Say where the settings of a command come from; the last group of its ``--help``.
+
+        Nothing is added where the calling program has given the tracker.
+
+        :param names: the settings that have an option of their own, in the order of ``--help``.
+        """
         if not self._finds_shop:
             return
         group = command.add_argument_group("where the settings come from", _SOURCES)
@@ -125,6 +143,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_sources(parser: Any) -> None:
+    """Declare ``--app`` and ``--ini``, which may stand before the command as well as behind it."""
     # Without a default: that of a command would replace what was given before it.
     parser.add_argument(
         "--app", default=argparse.SUPPRESS, metavar="MODULE:ATTRIBUTE", help="your application, such as shop:app"
@@ -135,11 +154,15 @@ def _add_sources(parser: Any) -> None:
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:
+    """Declare ``--json``: the answer as JSON on standard output."""
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _declare_trials(commands: _Commands) -> None:
-    """The commands that need no shop."""
+    """Declare the commands that need no shop: ``demo``, ``sandbox`` and ``decode``.
+
+    ``decode`` takes a shop all the same, for its secret key.
+    """
     ends = "0 the conversion arrived intact; 1 it did not"
     command = commands.add(
         "demo", demo, "play one shopper from link to conversion, then stay for you to click", ends=ends
@@ -162,7 +185,7 @@ def _declare_trials(commands: _Commands) -> None:
 
 
 def _declare_delivery(commands: _Commands) -> None:
-    """What a unit file or cron runs."""
+    """Declare ``deliver``, which a unit file or cron runs, with an option for each setting of delivery."""
     ends = "0 TERM or Ctrl-C ended it, or with --once every row that was due is delivered; 1 a row failed"
     summary = "deliver what is in the outbox; TERM finishes the rows in progress"
     command = commands.add("deliver", deliver, summary, ends=ends)
@@ -172,7 +195,7 @@ def _declare_delivery(commands: _Commands) -> None:
 
 
 def _declare_questions(commands: _Commands) -> None:
-    """The commands that change nothing."""
+    """Declare the commands that change nothing: ``status``, ``list`` and ``why``."""
     ends = "0 all is well (held rows are, too); 1 a dead letter, a pause, or a row that is pending for too long"
     command = commands.add("status", status, "show how delivery stands", ends=ends)
     command.add_argument(
@@ -199,7 +222,8 @@ def _declare_questions(commands: _Commands) -> None:
 
 
 def _declare_list(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--state", choices=[state.value for state in State], help="only what is so")
+    """Declare which entries ``list`` shows, how many, and in which format."""
+    command.add_argument("--state", choices=[state.value for state in State], help="only entries in this state")
     command.add_argument(
         "--since", type=values.moment, metavar="WHEN", help="recorded then or later: 2026-11-01, or 7d"
     )
@@ -216,7 +240,7 @@ def _declare_list(command: argparse.ArgumentParser) -> None:
 
 
 def _declare_changes(commands: _Commands) -> None:
-    """The commands that change what is in the outbox."""
+    """Declare the commands that change the outbox: ``retry``, ``drop``, ``forget``, ``prune``, ``recover``."""
     ends = "0 every dead letter that was asked for will be tried again; 1 one could not be, or there was none"
     command = commands.add("retry", retry, "have dead letters tried again", ends=ends)
     _declare_retry(command)
@@ -250,6 +274,10 @@ def _declare_changes(commands: _Commands) -> None:
 
 
 def _declare_retry(command: argparse.ArgumentParser) -> None:
+    """Declare which dead letters ``retry`` revives, and the corrections.
+
+    Which options go together, argparse cannot express; the command refuses the rest, and the usage line says it.
+    """
     command.usage = (
         f"{command.prog} [-h] (ORDER [--set FIELD=VALUE ...] | --all-dead | --reason TEXT) [--since WHEN] [--dry-run]"
     )

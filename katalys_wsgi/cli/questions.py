@@ -25,7 +25,7 @@ __all__ = ["list_entries", "status", "why"]
 #: How many reasons ``status`` prints; ``list --state dead --group`` prints all.
 MOST_REASONS = 5
 
-#: How many entries ``list`` prints unless asked for more; as CSV, which is for the books, all.
+#: How many entries ``list`` prints unless asked for more; as CSV, which is for accounting, all.
 MOST_ENTRIES = 50
 
 #: More rows than any outbox has.
@@ -35,8 +35,13 @@ ALL = 2**31 - 1
 def status(arguments: Namespace) -> int:
     """Print how delivery stands, for an operator or a monitor.
 
-    FAILED when there is a dead letter or a pause, or when a row has been pending for more than ``--max-age`` seconds.
-    While postbacks are held on this machine nothing is expected to leave, so only a dead letter counts then.
+    It says how many entries there are of each state, the commonest reasons of dead letters, and why delivery pauses.
+    With ``--json`` it is one object on one line: the fields of :class:`~katalys_wsgi.outbox.Statistics` with times in
+    ISO 8601, ``oldest_pending_age`` in seconds, ``pause``, ``held``, ``reasons``, ``outbox`` and ``endpoint``.
+
+    :returns: FAILED when there is a dead letter or a pause, or when a row has been pending for more than ``--max-age``
+        seconds. While postbacks are held on this machine nothing is expected to leave, so only a dead letter counts
+        then.
     """
     now = time.time()
     with opened(arguments) as tracker:
@@ -84,13 +89,21 @@ def _print_status(found: Status, held: str | None, age: float, arguments: Namesp
 
 
 def _holding(reason: str | None) -> str:
+    """Whether postbacks are held, why, and how to end that; ``reason`` is None when they are not."""
     if reason is None:
         return "no"
     return f"yes, nothing leaves this machine: {reason}. To send what is pending, set live to true."
 
 
 def list_entries(arguments: Namespace) -> int:
-    """Print entries, the newest first; with ``--group`` how many there are of each reason instead."""
+    """Print entries, the newest first, as a table, CSV or JSON; with ``--group`` how many dead letters each reason has.
+
+    ``--state``, ``--since`` (included) and ``--until`` (not included) choose by state and by when it was recorded. At
+    most ``--limit`` entries are printed (:data:`MOST_ENTRIES` unless given, but all as CSV); standard error says when
+    there are more.
+
+    :returns: OK, also when there is no entry.
+    """
     write = FORMATS[arguments.format]
     limit = arguments.limit or (ALL if arguments.format == "csv" else MOST_ENTRIES)
     with opened(arguments) as tracker:
@@ -116,6 +129,7 @@ def _is_within(entry: Entry, arguments: Namespace) -> bool:
 
 
 def _print_groups(entries: list[Entry], *, as_json: bool) -> int:
+    """Print how many dead letters there are of each reason, the commonest first; returns the exit code."""
     groups = operations.grouped(entry for entry in entries if entry.state is State.DEAD)
     if as_json:
         print(json.dumps(groups, indent=2))
@@ -126,7 +140,12 @@ def _print_groups(entries: list[Entry], *, as_json: bool) -> int:
 
 
 def why(arguments: Namespace) -> int:
-    """Print the whole story of an order; FAILED when nothing is known of it."""
+    """Print the whole story of ORDER: what was recorded, each attempt with its answer, and what happens next.
+
+    With ``--json`` it prints a list of its entries instead, as ``list --json`` does. No buyer's data is shown.
+
+    :returns: FAILED when nothing is known of the order: it had no click, or was deleted after ``retention``.
+    """
     with opened(arguments) as tracker:
         entries = tracker.outbox.history(arguments.order)
     if arguments.json:

@@ -1,4 +1,8 @@
-"""The shop of a command: its tracker, from options, ``--app`` or ``--ini``, and the environment."""
+"""The shop of a command: its tracker, from options, ``--app`` or ``--ini``, and the environment.
+
+A command that only looks into the outbox needs neither site_id nor secret_key, so an operator can run it without the
+shop's secrets. The outbox and the endpoint that are used are printed to standard error by every command that opens one.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,7 @@ OPTIONS = _OptionSpelling("--", textual=True)
 def opened(arguments: Namespace, *, complete: bool = False) -> Iterator[Tracker]:
     """The tracker of a command, closed afterwards; outbox and endpoint are printed to standard error.
 
+    :param arguments: what the parser made of the command line; ``arguments.tracker`` is that of the calling program.
     :param complete: the command needs site_id and secret_key; others work without them.
     :raises ConfigurationError: the settings cannot work, or the shop cannot be found.
     """
@@ -64,7 +69,9 @@ def place_of(outbox: Outbox) -> str:
 
 
 def find_secret_keys(arguments: Namespace) -> tuple[str, ...]:
-    """The secret keys of the shop; empty when none is set anywhere.
+    """The secret keys of the shop, oldest first; empty when none is set anywhere.
+
+    Without a tracker of the shop only the key is checked: the other settings may be missing or wrong.
 
     :raises ConfigurationError: there is one that cannot work, or the shop cannot be found.
     """
@@ -79,6 +86,7 @@ def find_secret_keys(arguments: Namespace) -> tuple[str, ...]:
 
 
 def _tracker(arguments: Namespace, *, complete: bool) -> Tracker:
+    """The given tracker, with the command's options applied; or a new one, of options, ini file and environment."""
     tracker = _given_tracker(arguments)
     options = _options(arguments)
     if tracker is not None:
@@ -123,16 +131,18 @@ def _layers(arguments: Namespace) -> tuple[list[Layer], bool]:
 
 
 def _options(arguments: Namespace) -> dict[str, Any]:
+    """The settings that were given as options, by their plain names."""
     given = vars(arguments).items()
     return {name.removeprefix(PREFIX): value for name, value in given if name.startswith(PREFIX) and value is not None}
 
 
 def _without_keys(layers: list[Layer]) -> list[Layer]:
-    """Whoever only looks into the outbox needs no key, and is not asked whether the one in sight is good."""
+    """The layers without secret_key: a command that only reads the outbox must not fail on a wrong one."""
     return [({name: value for name, value in values.items() if name != "secret_key"}, how) for values, how in layers]
 
 
 def _refuse_nobody(layers: list[Layer]) -> None:
+    """Raise ConfigurationError where neither a site_id nor a secret_key is set anywhere: no shop was named."""
     if not any(values.get("site_id") or values.get("secret_key") for values, _ in layers):
         raise ConfigurationError(
             "No shop is set up here. Name yours with --app MODULE:ATTRIBUTE or --ini FILE#SECTION, "

@@ -28,7 +28,10 @@ __all__ = ["decode", "demo", "sandbox"]
 def demo(arguments: Namespace) -> int:
     """Play one shopper from the link to the conversion, against the sandbox; see :mod:`katalys_wsgi.sandbox.demo`.
 
-    FAILED when the conversion did not arrive intact, or when the port cannot be used.
+    Prints each request and what the sandbox received. Then the shop and the sandbox stay open for the reader's browser
+    until Ctrl-C, unless ``--once`` is given. The outbox is in a temporary folder; nothing is sent to Katalys.
+
+    :returns: FAILED when the conversion did not arrive intact, or when the port cannot be used; else OK.
     """
     with _ended_by_term():
         try:
@@ -39,9 +42,12 @@ def demo(arguments: Namespace) -> int:
 
 
 def sandbox(arguments: Namespace) -> int:
-    """Play Katalys on a loopback port, until Ctrl-C or TERM.
+    """Play Katalys on a loopback port, until Ctrl-C or TERM, to which main() gives the exit codes 130 and 143.
 
-    Prints the endpoint to set in the shop. FAILED when the port cannot be used.
+    Prints the endpoint to set in the shop, and the address of the page that lists what was received. With ``--site-id``
+    messages for another site are refused.
+
+    :returns: FAILED when the port cannot be used; never OK, since a signal ends it.
     """
     collector = Sandbox(Collector(site_id=arguments.site_id), port=arguments.port)
     try:
@@ -56,6 +62,7 @@ def sandbox(arguments: Namespace) -> int:
 
 
 def _refuse_port(port: int, error: OSError) -> int:
+    """Print why the port cannot be used, and which option chooses another; returns the exit code."""
     print(f"Port {port} cannot be used: {error}. Choose another one with --port.", file=sys.stderr)
     return FAILED
 
@@ -77,8 +84,11 @@ def _ended_by_term() -> Iterator[None]:
 def decode(arguments: Namespace) -> int:
     """Print the click that a cookie holds, however old it is: whoever asks wants to know why it did not count.
 
-    Without a secret key the click is shown all the same, and the signature is not checked. FAILED when there is no
-    click, or none that a listed key has signed.
+    The argument is the value, or ``name=value`` as in a Cookie header. Shown are the click's ids, its time in UTC, its
+    age in days, and whether the signature is valid. Without a secret key the click is shown all the same, and the
+    signature is not checked.
+
+    :returns: FAILED when there is no click, or none that a listed key has signed; else OK.
     """
     keys = find_secret_keys(arguments)
     cookie = ClickCookie(keys or [secrets.token_hex()], window=LONGEST_WINDOW)
@@ -98,6 +108,10 @@ def decode(arguments: Namespace) -> int:
 
 
 def _show_click(click: Click, signature: str, *, as_json: bool) -> None:
+    """Print a click, one line for each value or as one JSON object.
+
+    :param signature: what is known of it: ``valid`` or ``not checked``.
+    """
     at = click.clicked_at.timestamp()
     age = datetime.now(timezone.utc) - click.clicked_at
     shown = {

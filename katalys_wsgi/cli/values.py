@@ -1,4 +1,8 @@
-"""Values of options: numbers, times and corrections, refused with a sentence that says what to write."""
+"""Values of options: numbers, times and corrections, refused with a sentence that says what to write.
+
+Each is a ``type`` for argparse: a function of the string that was written, which returns the value or raises
+``argparse.ArgumentTypeError``; of that argparse makes a message and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ _is_age = re.compile(r"(\d{1,6})([mhdw])", re.ASCII).fullmatch
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """Make the type of a whole number from ``least`` to ``most``, both included."""
+    """Make the type of a whole number from ``least`` to ``most``, both included; only ASCII digits are read."""
 
     def convert(text: str) -> int:
         if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not least <= int(text) <= most:
@@ -50,7 +54,10 @@ def number(what: str, most: int) -> Callable[[str], float]:
 def moment(text: str) -> float:
     """The type of a point in time: a date, a date with time (UTC unless it says otherwise), or an age such as ``3d``.
 
+    The units of an age are minutes, hours, days and weeks: ``m``, ``h``, ``d``, ``w``.
+
     :returns: seconds since 1970.
+    :raises ArgumentTypeError: it is none of these.
     """
     age = _is_age(text)
     if age:
@@ -65,7 +72,11 @@ def moment(text: str) -> float:
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """The type of a correction, ``FIELD=VALUE``."""
+    """The type of a correction, ``FIELD=VALUE``.
+
+    :returns: the field and the value, without white space around them; an empty value removes the field.
+    :raises ArgumentTypeError: there is no ``=``, or nothing before it.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as email_address=ann@example.com")

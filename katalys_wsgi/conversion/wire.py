@@ -1,4 +1,9 @@
-"""The wire: the three encodings of a message, and Katalys' rules of a message as it is sent."""
+"""The wire: the three encodings of a message, and Katalys' rules of a message as it is sent.
+
+The rules are those of Katalys' "Server-to-Server Implementation", sections "HTTP Request Details" and "Reporting
+Schema". They look at a finished message: an operator's corrections, or what the sandbox received.
+How an order's own fields are checked stands in :mod:`~katalys_wsgi.conversion.checks`.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +54,12 @@ class Wire:
 
 
 def _as_is(payload: str) -> bytes:
+    """The payload is JSON in ASCII already."""
     return payload.encode("ascii")
 
 
 def _form(payload: str) -> bytes:
+    """The payload's fields as ``application/x-www-form-urlencoded``, in the same order."""
     return urlencode(json.loads(payload)).encode("ascii")
 
 
@@ -81,8 +88,9 @@ def business_part(payload: str) -> str:
 def wire_problems(fields: Mapping[str, object]) -> list[str]:
     """Everything that keeps Katalys from parsing and attributing a message, each as ``"key: what is wrong"``.
 
-    An order update (``type=offline_conv``) needs ``site_id``, ``order_id`` and one further field. Keys that Katalys'
-    "Reporting Schema" does not name are let through.
+    A conversion needs the required fields of the specification, and the click's ``transaction_id`` or both ``offer_id``
+    and ``aff_id``. An order update (``type=offline_conv``) needs ``site_id``, ``order_id`` and one further field. Keys
+    that Katalys' "Reporting Schema" does not name are let through.
 
     :param fields: the message: Katalys' keys with their values, strings or numbers.
     :returns: empty when there is nothing wrong.
@@ -91,6 +99,7 @@ def wire_problems(fields: Mapping[str, object]) -> list[str]:
 
 
 def _type_problems(fields: Mapping[str, object]) -> Iterator[str]:
+    """What every message needs, whatever it reports: its type and the shop."""
     if fields.get("type") not in _TYPES:
         yield f"type: {fields.get('type')!r} is neither force_convert nor offline_conv"
     if not fields.get("site_id"):
@@ -98,6 +107,7 @@ def _type_problems(fields: Mapping[str, object]) -> Iterator[str]:
 
 
 def _missing_fields(fields: Mapping[str, object]) -> Iterator[str]:
+    """The fields that a message of its type lacks; a type that is unknown is taken for a conversion."""
     if fields.get("type") == "offline_conv":
         yield from _missing(fields, ["order_id"])
         if not set(fields) - {"type", "site_id", "order_id"}:
@@ -110,10 +120,12 @@ def _missing_fields(fields: Mapping[str, object]) -> Iterator[str]:
 
 
 def _missing(fields: Mapping[str, object], names: Sequence[str]) -> Iterator[str]:
+    """The required ``names`` that are absent or empty; a 0 is a value."""
     return (f"{name}: is missing" for name in names if fields.get(name) in (None, ""))
 
 
 def _wrong_values(fields: Mapping[str, object]) -> Iterator[str]:
+    """The fields whose value Katalys could not read as what the key means."""
     for name, value in fields.items():
         problem = _value_problem(name, value)
         if problem:

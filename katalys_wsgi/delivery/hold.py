@@ -1,4 +1,4 @@
-"""The hold: whether postbacks may leave this machine, or wait in the outbox because this is no live shop."""
+"""The hold: whether postbacks may leave this machine, or wait in the outbox because this is not a live shop."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Relay:
     def drain(self, at_most: float | None = None) -> Drained:
         """Deliver what is due; return when nothing is left, or when the endpoint must be left alone for a while.
 
-        :param at_most: seconds after which no further row is begun; 0 begins none, None is no limit.
+        :param at_most: seconds after which no further row is started; 0 starts none, None is no limit.
         :raises OutboxUnavailable: the outbox cannot be read or written. Nothing more is sent until what came of the
             rows in progress is written down, at the next call.
         """
@@ -180,7 +180,7 @@ class Relay:
         return [replace(entry, leased_until=until) for entry in self._outbox.claim(limit, lease)]
 
     def _attempt(self, entry: Entry, may_begin: Callable[[], bool]) -> Receipt | None:
-        """One attempt, in a thread of the pool; None when none may be begun.
+        """One attempt, in a thread of the pool; None when none may be started.
 
         That is so after a stop, during a pause, and when the row waited so long that its lease might end meanwhile.
         """
@@ -217,7 +217,7 @@ class Relay:
         return [self._decide(entry, receipt) for entry, receipt in pool.collect()]
 
     def _decide(self, entry: Entry, receipt: Receipt | None) -> Change:
-        """What an attempt's receipt means for its row; a wrong configuration is not the row's fault, so it waits."""
+        """What an attempt's receipt means for its row; a wrong configuration never buries it."""
         if receipt is None:
             return Change.release(entry)
         if receipt.verdict is Verdict.DELIVERED:

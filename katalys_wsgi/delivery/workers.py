@@ -16,7 +16,7 @@ class WorkerPool:
 
     Not an executor: leaving the interpreter would wait for its threads, and with them for Katalys.
 
-    :param attempt: makes one attempt for a row; returns None when none was begun.
+    :param attempt: makes one attempt for a row; returns None when none was started.
     :param size: how many threads there are at most.
     :ivar in_progress: how many rows were taken on and not collected yet.
     """
@@ -49,13 +49,13 @@ class WorkerPool:
             thread.start()
 
     def halt(self) -> None:
-        """Begin no further row; those not begun come back without a receipt."""
+        """Start no further row; those not started come back without a receipt."""
         self._halted = True
 
     def collect(self) -> list[tuple[Entry, Receipt | None]]:
         """Wait for a row to be finished, and return every one that is: they share one commit.
 
-        :returns: rows and their receipts, None for a row that was not begun.
+        :returns: rows and their receipts, None for a row that was not started.
         """
         finished = [self._results.get()]
         while not self._results.empty():

@@ -21,7 +21,11 @@ MIDDLEWARE = "katalys_wsgi.django.KatalysMiddleware"
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """One warning ``katalys.W001`` for each problem of the settings and hooks; nothing is opened."""
+    """One warning ``katalys.W001`` for each problem of the settings and hooks; nothing is opened.
+
+    :param _: what Django passes to every check, which this one does without.
+    :returns: empty when the settings can work.
+    """
     try:
         get_settings()
         get_hooks()
@@ -31,7 +35,10 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 
 def check_installation(**_: Any) -> list[CheckMessage]:
-    """The warning ``katalys.W002`` where no click would ever be kept."""
+    """The warning ``katalys.W002`` where no click would ever be kept.
+
+    :returns: empty when the middleware is listed under its own name; a subclass of it is not recognised.
+    """
     if MIDDLEWARE in settings.MIDDLEWARE:
         return []
     problem = "katalys_wsgi.django is installed without its middleware: no click is kept, and no request has .katalys."

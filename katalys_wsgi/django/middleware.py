@@ -36,7 +36,13 @@ class KatalysMiddleware:
         get_tracker()
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer a request."""
+        """Answer a request, with ``request.katalys`` set to its visit before the view is called.
+
+        The visit is made when it is first used. Only a request whose query or referrer could hold a Katalys link is
+        looked at for a click; the answer of every other one is returned untouched.
+
+        :returns: the view's response, or a copy of it with a ``Set-Cookie`` header.
+        """
         tracker = get_tracker()  # at each request: a test may override settings
         environ = request.META
         environ[TRACKER] = tracker
@@ -52,7 +58,7 @@ class KatalysMiddleware:
 
 
 def _with_cookie(response: HttpResponseBase, set_cookie: str) -> HttpResponseBase:
-    """A copy of the response with the cookie: a view may keep one response object for everybody.
+    """A copy of the response with the cookie: a view may keep one response object for all requests.
 
     Not ``copy.copy()``, which leaves out what Django's pickles leave out. The cookie goes where Django keeps cookies,
     which its test client reads.
@@ -69,6 +75,7 @@ def _with_cookie(response: HttpResponseBase, set_cookie: str) -> HttpResponseBas
 
 
 def _visit(tracker: Tracker, request: HttpRequest) -> Visit:
+    """The visit of a request, strict where the shop is not live, which defers to the transaction it is called in."""
     visit = tracker.visit(request, strict=is_strict())
     return replace(visit, verbs=_joining(visit.verbs))
 

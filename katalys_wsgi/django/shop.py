@@ -1,4 +1,8 @@
-"""The tracker of a Django project: made of its settings when it is first needed, and kept by the application."""
+"""The tracker of a Django project: made of its settings when it is first needed, and kept by the application.
+
+Three places give settings, the first one wins: Django's settings (``KATALYS_SITE_ID``), the environment (of the same
+names), and Django's own ``SECRET_KEY`` in place of a ``KATALYS_SECRET_KEY``.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +49,8 @@ def get_tracker() -> Tracker:
 def make_tracker() -> Tracker:
     """Make the tracker of which :func:`get_tracker` speaks.
 
+    Its postbacks are held under ``DEBUG`` and under Django's test runner, where the default outbox is in memory.
+
     :raises ConfigurationError: a setting is missing, unknown or makes no sense.
     """
     tracker = Tracker(get_settings(), hooks=get_hooks())
@@ -56,7 +62,8 @@ def make_tracker() -> Tracker:
 def get_settings() -> Settings:
     """The settings of the project, checked; nothing is opened.
 
-    :raises ConfigurationError: a setting is missing, unknown or makes no sense.
+    :raises ConfigurationError: a setting is missing, unknown or makes no sense; all problems at once, each named as it
+        is written in the project.
     """
     return Settings.from_layers(
         (_written(), DJANGO),
@@ -68,6 +75,7 @@ def get_settings() -> Settings:
 def get_hooks() -> Iterable[Hook]:
     """The functions that ``KATALYS_HOOKS`` lists, imported where it gives their dotted paths.
 
+    :returns: in the order given; empty when the setting is missing.
     :raises ConfigurationError: it is not a list, or something in it cannot be imported.
     """
     hooks: Any = getattr(settings, HOOKS, ())
@@ -77,6 +85,7 @@ def get_hooks() -> Iterable[Hook]:
 
 
 def _imported(path: str) -> Hook:
+    """Import a hook by its dotted path; an ImportError becomes a ConfigurationError that names the setting."""
     try:
         return cast(Hook, import_string(path))
     except ImportError as error:
@@ -84,7 +93,11 @@ def _imported(path: str) -> Hook:
 
 
 def is_strict() -> bool | None:
-    """What a visit's ``strict`` is; None leaves it to ``KATALYS_STRICT``, where that is given."""
+    """What a visit's ``strict`` is; None leaves it to ``KATALYS_STRICT``, where that is given.
+
+    Else a visit is strict in development and tests, so that wrong data is seen there, and not in production, where it
+    must not break a checkout.
+    """
     name = DJANGO.of("strict")
     if hasattr(settings, name) or name in os.environ:
         return None
@@ -92,7 +105,7 @@ def is_strict() -> bool | None:
 
 
 def why_held() -> str | None:
-    """Why this is no live shop; None when it is one."""
+    """Why this is not a live shop, such as ``"Django's DEBUG"``; None when it is one."""
     return _test_runner() or _debug()
 
 
@@ -123,4 +136,5 @@ def _django_keys() -> list[object]:
 
 
 def _as_random(key: object) -> object:
+    """The random part of a key: without what ``startproject`` puts in front of it."""
     return key.removeprefix(FROM_STARTPROJECT) if isinstance(key, str) else key

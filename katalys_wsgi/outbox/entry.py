@@ -57,7 +57,7 @@ class State(str, Enum):
 GIVEN_UP = (State.DEAD, State.FORGOTTEN, State.DROPPED)
 
 #: An update waits for the older entries of its order that are so: it must not overtake its conversion, and it makes no
-#: sense without one. A conversion that was given up holds it back until it is revived or recorded anew.
+#: sense without one. A conversion that was given up holds it back until it is revived or recorded again.
 HOLDING_BACK = (
     (State.PENDING, Kind.CONVERSION),
     (State.PENDING, Kind.UPDATE),

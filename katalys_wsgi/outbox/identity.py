@@ -1,4 +1,9 @@
-"""Whether the file at the outbox's place is ours: one that is not is never written, renamed or locked."""
+"""Whether the file at the outbox's place is ours: one that is not is never written, renamed or locked.
+
+A SQLite file says whose it is by the application id in its header
+(https://sqlite.org/pragma.html#pragma_application_id). A wrong path in the settings thus does no harm to whatever
+is there, be it the shop's own database.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +38,8 @@ class Found(Enum):
 def look_at(path: Path) -> Found:
     """What is at ``path``, found out without a trace: nothing is written, made or locked.
 
-    :param path: absolute.
+    :param path: absolute; links are followed.
+    :returns: whose it is, by its first 100 bytes; what follows them is not checked.
     :raises ForeignFile: what is there is not ours, or cannot be read.
     :raises OSError: the directory cannot be looked into.
     """
@@ -55,7 +61,7 @@ def look_at(path: Path) -> Found:
 
 
 def missing(path: Path) -> OutboxMissing:
-    """The error of one who wants to read an outbox that is not there."""
+    """Make the error for a reader that finds no outbox at ``path``: when one is made, which setting to check."""
     return OutboxMissing(
         f"No outbox at {path}. It is made when the first order is recorded; if it should be there, see that outbox "
         "(KATALYS_OUTBOX) is the shop's own setting."
@@ -73,10 +79,14 @@ def _application_id(path: Path) -> int:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as db:
             return int(db.execute("PRAGMA application_id").fetchone()[0])
     except sqlite3.DatabaseError:
-        return _id_in_header(path)  # SQLite can do nothing with it, so nobody has a lock on it
+        return _id_in_header(path)  # SQLite can do nothing with it, so no process has a lock on it
 
 
 def _id_in_header(path: Path) -> int:
+    """The id as the header's bytes have it; 0 if they are not a SQLite header.
+
+    :raises ForeignFile: this user may not read the file.
+    """
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER)

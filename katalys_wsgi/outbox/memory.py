@@ -81,7 +81,10 @@ class MemoryOutbox:
             return [Entry.from_row(row) for row in self._matching(order_id=order_id)]
 
     def claim(self, limit: int, lease: float) -> list[Entry]:
-        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`."""
+        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`.
+
+        Leases are kept as a file keeps them, so a test sees a row come back by moving ``clock`` past the lease.
+        """
         now, token = self._clock(), secrets.token_hex(8)
         with self._lock:
             eligible = self._eligible()
@@ -101,7 +104,10 @@ class MemoryOutbox:
             return [Entry.from_row(row) for row in rows]
 
     def apply(self, changes: Iterable[Change]) -> int:
-        """See :meth:`Outbox.apply <katalys_wsgi.outbox.Outbox.apply>`."""
+        """See :meth:`Outbox.apply <katalys_wsgi.outbox.Outbox.apply>`.
+
+        ``changes`` is read before the lock is taken, since it may be a generator that uses this outbox.
+        """
         now, decided = self._clock(), list(changes)
         with self._lock:
             return sum(
@@ -122,7 +128,7 @@ class MemoryOutbox:
             return len(entries) - len(self._rows)
 
     def close(self) -> None:
-        """See :meth:`Outbox.close <katalys_wsgi.outbox.Outbox.close>`; there is nothing to close."""
+        """See :meth:`Outbox.close <katalys_wsgi.outbox.Outbox.close>`; there is nothing to close, and the rows stay."""
 
     def entries(self, state: State | None = None, *, limit: int = 100) -> list[Entry]:
         """See :meth:`Archive.entries <katalys_wsgi.outbox.Archive.entries>`."""
@@ -186,7 +192,10 @@ class MemoryOutbox:
             return [Entry.from_row(row) for row in self._rows.values()]
 
     def _eligible(self) -> list[Entry]:
-        """The pending entries that no older one holds back, the one that is due first at the front."""
+        """The pending entries that no older one holds back, the one that is due first at the front.
+
+        Those that are not due yet are among them; the caller holds the lock.
+        """
         entries = [Entry.from_row(row) for row in self._rows.values()]
         of_order: dict[str, list[Entry]] = {}
         for entry in entries:
@@ -214,4 +223,5 @@ class MemoryOutbox:
 
 
 def _when_due(entry: Entry) -> tuple[float, int]:
+    """The order of delivery: by time, and by age where that is the same."""
     return entry.due_at, entry.id

@@ -1,4 +1,8 @@
-"""The place of the outbox's SQLite file: where it can be kept safely, checked when the shop starts."""
+"""The place of the outbox's SQLite file: where it can be kept safely, checked when the shop starts.
+
+The file needs locks that work between processes and a directory in which SQLite may make its write-ahead log; a wrong
+place would show at the first sale, or under load.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,11 @@ _NETWORKS = ("nfs", "cifs", "smb", "afs", "fuse.sshfs", "ceph", "fuse.glusterfs"
 def check_place(path: Path) -> None:
     """Report at start-up what would otherwise be found out at the first sale.
 
-    :param path: of the file, which need not be there yet.
-    :raises ConfigurationError: its directory does not exist, is not writable or is on a network, or this is no POSIX
-        system.
+    Nothing is written, and the file is not opened.
+
+    :param path: of the file, which need not be there yet; absolute.
+    :raises ConfigurationError: its directory does not exist, is not writable or is on a network, or this is not a POSIX
+        system. The message says which setting to change.
     """
     if find_spec("fcntl") is None:
         raise ConfigurationError(
@@ -32,6 +38,7 @@ def check_place(path: Path) -> None:
 
 
 def _problem_of(directory: Path) -> str | None:
+    """The rest of a sentence that begins with the directory; None where it can be used."""
     network = network_file_system(directory)
     if not directory.is_dir():
         return "does not exist; create it"
@@ -46,7 +53,11 @@ def _problem_of(directory: Path) -> str | None:
 def network_file_system(directory: Path, mounts: str | None = None) -> str | None:
     """The type of the network file system ``directory`` lies on; None on a local one or where it is unknown.
 
+    It is that of the mount point nearest above the directory, links followed; known on Linux only.
+
+    :param directory: need not exist.
     :param mounts: what ``/proc/self/mounts`` holds (Linux), read unless given.
+    :returns: the name as the mount table has it, such as ``"nfs4"``.
     """
     if mounts is None:
         try:

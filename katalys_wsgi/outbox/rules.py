@@ -39,7 +39,7 @@ def new_columns(postback: Postback, problems: Sequence[str], now: float) -> dict
 
 
 def revived_columns(postback: Postback, now: float) -> dict[str, Any]:
-    """What makes a row pending anew as ``postback``; its history, and when it was recorded first, stay."""
+    """What makes a row pending again as ``postback``; its history, and when it was recorded first, stay."""
     return {
         "key": postback.key,
         "order_id": postback.order_id,

@@ -1,7 +1,9 @@
 """The outbox in one SQLite file: the default, for one machine with any number of processes and threads.
 
-Here stand the statements. The rules of a row are those of :mod:`~katalys_wsgi.outbox.entry`; how the file is opened,
-shared and recovered stands in ``schema``, ``connection`` and ``recovery``.
+Here stand the statements. The rules of a row are those of :mod:`~katalys_wsgi.outbox.entry` and
+:mod:`~katalys_wsgi.outbox.rules`; how the file is opened, shared and recovered stands in ``schema``, ``connection`` and
+``recovery``. A page waits up to :data:`~katalys_wsgi.outbox.entry.PATIENCE_IN_REQUEST` seconds for another process's
+write, a relay up to :data:`~katalys_wsgi.outbox.entry.PATIENCE_IN_RELAY`.
 """
 
 from __future__ import annotations
@@ -105,8 +107,8 @@ class SQLiteOutbox:
     and is not ours is refused by every method, :class:`~katalys_wsgi.errors.ForeignFile`, and left untouched.
 
     Nothing is opened before it is used, and nothing is shared with a parent process, so it may be made before a fork.
-    A damaged file is recovered by whoever meets the damage: :meth:`add` then tries again, the other methods raise
-    :class:`~katalys_wsgi.OutboxUnavailable` once, unless they have just opened the file.
+    A damaged file is recovered by the process that finds the damage: :meth:`add` then tries again, the other methods
+    raise :class:`~katalys_wsgi.OutboxUnavailable` once, unless they have just opened the file.
 
     :param path: of the file; a relative one means the current directory of this moment.
     :param clock: seconds since 1970.
@@ -132,12 +134,17 @@ class SQLiteOutbox:
         return f"SQLiteOutbox({str(self.path)!r})"
 
     def _report(self, recovery: Recovery) -> None:
+        """Report a recovery that this process made as the event ``outbox_damaged``."""
         self._events.emit("outbox_damaged", quarantined_as=str(recovery.quarantined_as), rows_saved=recovery.rows_saved)
 
     def add(self, postback: Postback, *, problems: Sequence[str] = (), connection: Any = None) -> Added:
         """See :meth:`Outbox.add <katalys_wsgi.outbox.Outbox.add>`.
 
+        One statement where the key is new, which nearly every key is. A recovery in between is survived: the postback
+        is added to the new file, at most :data:`TRIES_DURING_RECOVERY` times.
+
         :raises UnusableConnection: ``connection`` was given: this file is not the shop's database.
+        :raises OutboxUnavailable: the file is locked for too long, cannot be written, or is on a full disk.
         """
         refuse_connection(connection)
         for _ in range(TRIES_DURING_RECOVERY - 1):
@@ -146,6 +153,7 @@ class SQLiteOutbox:
         return self._add(postback, problems)
 
     def _add(self, postback: Postback, problems: Sequence[str]) -> Added:
+        """Add a postback once; a second look, in a transaction, only where its key is there already."""
         now, store = self._clock(), self._store.get()
         columns = new_columns(postback, problems, now)
         with store.opened(PATIENCE_IN_REQUEST) as db:
@@ -163,7 +171,10 @@ class SQLiteOutbox:
             return added
 
     def claim(self, limit: int, lease: float) -> list[Entry]:
-        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`."""
+        """See :meth:`Outbox.claim <katalys_wsgi.outbox.Outbox.claim>`.
+
+        Rows are chosen and leased in one transaction, so that two relays never claim the same one.
+        """
         now, token = self._clock(), secrets.token_hex(8)
         with self._store.get().transaction(PATIENCE_IN_RELAY) as db:
 
@@ -213,15 +224,22 @@ class SQLiteOutbox:
             return _entries(db, "WHERE state = 'pending' AND attempts > 0 ORDER BY due_at, id LIMIT ?", limit)
 
     def with_payload(self) -> Iterator[Entry]:
-        """See :meth:`Archive.with_payload <katalys_wsgi.outbox.Archive.with_payload>`."""
+        """See :meth:`Archive.with_payload <katalys_wsgi.outbox.Archive.with_payload>`.
+
+        Read in pages of :data:`~katalys_wsgi.outbox.rules.PAGE` rows, so that no transaction stays open between them.
+        """
         return paged(self._page_with_payload)
 
     def _page_with_payload(self, after: int) -> list[Entry]:
+        """The next page of rows that hold a payload, by id, above the id ``after``."""
         with self._store.get().opened(PATIENCE_IN_RELAY, creating=False) as db:
             return _entries(db, "WHERE id > ? AND payload IS NOT NULL ORDER BY id LIMIT ?", after, PAGE)
 
     def revive(self, entry: Entry, postback: Postback, *, note: str = "") -> bool:
-        """See :meth:`Archive.revive <katalys_wsgi.outbox.Archive.revive>`."""
+        """See :meth:`Archive.revive <katalys_wsgi.outbox.Archive.revive>`.
+
+        Only a row that is still a dead letter is changed; a relay or another operator may have been quicker.
+        """
         now = self._clock()
         columns = revived_columns(postback, now) | noted_columns(entry, note, now)
         with self._store.get().transaction(PATIENCE_IN_RELAY, creating=False) as db:
@@ -230,7 +248,10 @@ class SQLiteOutbox:
             return bool(_update(db, columns, id=entry.id, state=State.DEAD.value))
 
     def drop(self, entries: Iterable[Entry]) -> int:
-        """See :meth:`Archive.drop <katalys_wsgi.outbox.Archive.drop>`."""
+        """See :meth:`Archive.drop <katalys_wsgi.outbox.Archive.drop>`.
+
+        A row is left alone if its payload is another one by now (its ``digest``): the operator has not seen that one.
+        """
         now = self._clock()
         with self._store.get().transaction(PATIENCE_IN_RELAY, creating=False) as db:
             return sum(
@@ -260,12 +281,15 @@ class SQLiteOutbox:
                 batch = db.execute(_PRUNE, values).rowcount
             deleted += batch
         with self._store.get().opened(PATIENCE_IN_RELAY) as db:
-            # A write-ahead log keeps what was delivered or deleted until it begins anew.
+            # A write-ahead log keeps what was delivered or deleted until it starts over.
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return deleted
 
     def statistics(self) -> Statistics:
-        """See :meth:`Archive.statistics <katalys_wsgi.outbox.Archive.statistics>`."""
+        """See :meth:`Archive.statistics <katalys_wsgi.outbox.Archive.statistics>`.
+
+        One statement, so that the counts belong to the same moment.
+        """
         with self._store.get().opened(PATIENCE_IN_RELAY, creating=False) as db:
             return Statistics(**db.execute(_STATISTICS, {"now": self._clock()}).fetchone())
 
@@ -277,11 +301,13 @@ class SQLiteOutbox:
 
 
 def _insert(db: sqlite3.Connection, columns: dict[str, Any]) -> int:
+    """Insert a row unless its key is there already; returns 1 or 0."""
     return db.execute(_insertion(tuple(columns)), tuple(columns.values())).rowcount
 
 
 @lru_cache
 def _insertion(names: tuple[str, ...]) -> str:
+    """The INSERT statement for these columns; kept, since every order builds the same one."""
     marks = ", ".join("?" * len(names))
     return f"INSERT INTO katalys_outbox ({', '.join(names)}) VALUES ({marks}) ON CONFLICT (key) DO NOTHING"  # noqa: S608 - our own names
 
@@ -295,4 +321,5 @@ def _update(db: sqlite3.Connection, columns: dict[str, Any], **where: object) ->
 
 
 def _entries(db: sqlite3.Connection, where: str, *values: object) -> list[Entry]:
+    """The rows that ``where`` (the rest of the statement, with its order and limit) selects."""
     return [Entry.from_row(dict(row)) for row in db.execute(_SELECT + where, values)]

@@ -1,4 +1,8 @@
-"""``katalys-wsgi demo``: a small shop and a scripted shopper, with the sandbox in place of Katalys."""
+"""``katalys-wsgi demo``: a small shop and a scripted shopper, with the sandbox in place of Katalys.
+
+It is the shortest proof that the parts work together: a real WSGI server, the middleware, the outbox in a file, the
+relay's thread and an HTTP endpoint, all on loopback ports of this machine. Nothing is sent to Katalys.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +80,9 @@ _LISTING = """<p><a href="{url}">What Katalys (the sandbox) received</a></p>
 class Shop:
     """A WSGI shop that sells kettles, and reports the orders of an affiliate's shoppers to Katalys.
 
+    It is what a shop of one's own would do, in miniature: read the visit of a request, and record a conversion when the
+    order is placed. Orders are kept in memory and numbered from 1001.
+
     :param tracker: records the orders; the shop has to be wrapped in its :class:`~katalys_wsgi.ClickMiddleware`.
     :param listing: the address of the sandbox's page, to which the shop's pages link; empty for no link.
     """
@@ -88,7 +95,10 @@ class Shop:
         self._lock = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Sell a kettle to a POST; show the product page, or what became of an order, for every other request."""
+        """Sell a kettle to a POST; show the product page, or what became of an order, for every other request.
+
+        :returns: the body of a page, or of a redirect (303) to the thank-you page after a POST.
+        """
         request = Request(environ)
         page = self._checkout(request) if request.method == "POST" else self._show(request)
         return page(environ, start_response)
@@ -136,10 +146,12 @@ def _describe(click: Click | None) -> str:
 def run(*, once: bool = False, port: int = 0, out: Callable[[str], None] = print) -> int:
     """Play the shopper and print each step; then serve the shop and the sandbox until Ctrl-C or SystemExit.
 
+    The outbox is in a temporary folder, which is removed at the end.
+
     :param once: end after the shopper's order instead.
     :param port: of the shop; 0 takes a free one.
     :param out: prints a line.
-    :returns: the exit code: 0 if Katalys received exactly what the shop recorded, else 1.
+    :returns: the exit code: 0 if Katalys received exactly what the shop recorded within 10 seconds, else 1.
     :raises OSError: the port is taken.
     """
     delivered = threading.Event()
@@ -167,7 +179,10 @@ def run(*, once: bool = False, port: int = 0, out: Callable[[str], None] = print
 
 
 def _play_the_shopper(shop: str, out: Callable[[str], None]) -> None:
-    """Follow the link, look at another page, buy."""
+    """Follow the link, look at another page, buy; print each request and what the shop did.
+
+    :param shop: the shop's address, without a path.
+    """
     out(f"1. A shopper follows an affiliate's link to the shop:\n     GET {LINK}")
     set_cookie = _ask(shop, "GET", LINK)
     out(f"   The shop answers as always; the middleware adds one header:\n     Set-Cookie: {set_cookie}")
@@ -209,7 +224,12 @@ def _stay(shop: str, sandbox: Sandbox, out: Callable[[str], None]) -> None:
 
 
 def _ask(shop: str, method: str, path: str, cookie: str | None = None) -> str | None:
-    """Send a request as the shopper's browser does; return the Set-Cookie header of the answer."""
+    """Send a request as the shopper's browser does.
+
+    :param shop: the shop's address, without a path.
+    :param cookie: ``name=value``, as a Cookie header has it.
+    :returns: the Set-Cookie header of the answer, None without one.
+    """
     connection = HTTPConnection(urlsplit(shop).netloc, timeout=10)
     try:
         connection.request(method, path, headers={"User-Agent": USER_AGENT, **({"Cookie": cookie} if cookie else {})})
@@ -221,6 +241,8 @@ def _ask(shop: str, method: str, path: str, cookie: str | None = None) -> str | 
 
 
 class _Quiet(WSGIRequestHandler):
+    """A request handler that prints no line for each request: the steps of the demo are to be read."""
+
     def log_message(self, *_: object) -> None:
         pass
 

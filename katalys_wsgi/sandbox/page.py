@@ -1,4 +1,7 @@
-"""The sandbox's page: a table of what was received, newest first."""
+"""The sandbox's page: a table of what was received, newest first.
+
+Plain HTML without scripts, so that it works wherever a browser is; it is made for each request.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ th, td { border-bottom: 1px solid #ccc; padding: .4em .8em; text-align: left; ve
 
 
 def listing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page as HTML.
+    """Return the page as HTML; a sentence instead of the table when nothing was received yet.
 
     :param rows: what :meth:`~katalys_wsgi.sandbox.collector.Received.row` returns for each request, oldest first.
         Every value is escaped: it may come from anyone.
@@ -34,7 +37,7 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    """One request as a row of the table."""
+    """One request as a row of the table; the fields of its message stand in the last cell, one on each line."""
     fields: Mapping[str, str] = row["fields"]
     return _line(
         "td",

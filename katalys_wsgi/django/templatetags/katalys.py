@@ -18,6 +18,8 @@ register: Any = template.Library()
 def katalys_script_tag(nonce: str | None = None) -> Html:
     """``{% load katalys %}{% katalys_script_tag %}``, or ``{% katalys_script_tag nonce=request.csp_nonce %}``.
 
-    :param nonce: of the page's Content-Security-Policy.
+    :param nonce: of the page's Content-Security-Policy; None where there is none.
+    :returns: HTML that Django does not escape again.
+    :raises ConfigurationError: the project's settings cannot work.
     """
     return get_tracker().script_tag(nonce)

@@ -25,7 +25,11 @@ HELP = frozenset({"-h", "--help", "--version"})
 
 
 class Command(BaseCommand):  # type: ignore[misc] # Django has no types
-    """Hands every word to :func:`katalys_wsgi.cli.main`; exits as that does."""
+    """Hands every word to :func:`katalys_wsgi.cli.main`; exits as that does.
+
+    The settings are the project's, so there is neither ``--app`` nor ``--ini``, and no option of a single setting.
+    Django's system checks are not run: an operator's question must not depend on the rest of the project.
+    """
 
     help = "Deliver, inspect and correct postbacks."
     requires_system_checks: Sequence[str] = ()
@@ -42,7 +46,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no types
         sys.exit(_run(arguments, f"{os.path.basename(argv[0])} {argv[1]}"))
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """For ``call_command("katalys", "status", "--json")``."""
+        """Take all words as they are, for ``call_command("katalys", "status", "--json")``."""
         parser.add_argument("arguments", nargs=REMAINDER)
 
     def handle(self, *, arguments: list[str], **options: Any) -> None:
@@ -58,6 +62,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no types
 
 
 def _run(arguments: Sequence[str], prog: str) -> int:
+    """Run the command line; settings that cannot work are printed, and make exit code 2."""
     try:
         return cli.main(arguments, tracker=_tracker(arguments), prog=prog)
     except ConfigurationError as error:  # that of the tracker; the command line reports its own
@@ -66,6 +71,7 @@ def _run(arguments: Sequence[str], prog: str) -> int:
 
 
 def _tracker(arguments: Sequence[str]) -> Tracker | None:
+    """The project's tracker; None for ``--help`` and for commands that need no shop."""
     if not arguments or arguments[0] in WITHOUT_SHOP or HELP.intersection(arguments):
         return None
     return get_tracker()
