@@ -19,6 +19,7 @@ autodoc_typehints_format = "short"
 # A module's members are those of its __all__; tests/test_docs.py compares the two.
 autodoc_default_options = {"members": True, "show-inheritance": True}
 myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
 suppress_warnings = ["ref.python"]  # Tracker is both katalys_wsgi.Tracker and katalys_wsgi.tracker.Tracker
 
 
