@@ -13,6 +13,7 @@ from .errors import (
     OutboxMissing,
     OutboxUnavailable,
     UnusableConnection,
+    WrongCall,
 )
 from .events import Event, Hook
 from .middleware import ClickMiddleware
@@ -43,5 +44,6 @@ __all__ = [
     "Tracker",
     "UnusableConnection",
     "Visit",
+    "WrongCall",
     "__version__",
 ]

@@ -10,7 +10,8 @@
     ├── OutboxUnavailable  (RuntimeError)    the outbox cannot be written or read
     │   ├── OutboxMissing                    there is no outbox, and only recording and delivery make one
     │   └── ForeignFile                      the file is not an outbox of this package; it is left alone
-    └── UnusableConnection (TypeError)       the outbox cannot join the connection it was given; strict only
+    ├── UnusableConnection (TypeError)       the outbox cannot join the connection it was given; strict only
+    └── WrongCall          (TypeError)       record() was called with something it cannot record; strict only
 
 Each is also the standard exception it resembles, and carries its evidence.
 """
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "ConfigurationError", "ForeignFile", "InvalidConversion", "InvalidToken", "KatalysError", "MiddlewareMissing",
-    "OutboxMissing", "OutboxUnavailable", "UnusableConnection",
+    "OutboxMissing", "OutboxUnavailable", "UnusableConnection", "WrongCall",
 ]  # fmt: skip
 
 
@@ -80,3 +81,7 @@ class UnusableConnection(KatalysError, TypeError):
 
     The outbox is a file of its own, or ``connection`` is neither a SQLAlchemy Connection nor a Session.
     """
+
+
+class WrongCall(KatalysError, TypeError):
+    """``record()`` or ``record_update()`` got something that it cannot record; the message says what to pass."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from .conversion.order import Conversion, OrderUpdate
 from .conversion.postback import Kind, Postback
-from .errors import InvalidConversion, KatalysError, OutboxMissing, OutboxUnavailable, UnusableConnection
+from .errors import InvalidConversion, KatalysError, OutboxMissing, OutboxUnavailable, UnusableConnection, WrongCall
 from .events import Events
 from .outbox import Added, Outbox, Receipt, Verdict
 from .process import IMPORTS
@@ -213,16 +213,12 @@ _EVENTS = {
 }
 
 
-class _WrongCall(KatalysError, TypeError):
-    """An object was passed that cannot be recorded; the message is ours, so it may be logged."""
-
-
 def _check_type(order: object, kind: type, verb: str) -> None:
     """Refuse what is not of ``kind``, saying what to pass instead."""
     if isinstance(order, kind):
         return
     hint = {Conversion: "; use record() for it", OrderUpdate: "; use record_update() for it"}.get(type(order), "")
-    raise _WrongCall(f"{verb}() takes {kind.__name__}(order_id=..., ...), not {type(order).__name__}{hint}.")
+    raise WrongCall(f"{verb}() takes {kind.__name__}(order_id=..., ...), not {type(order).__name__}{hint}.")
 
 
 def _to_correct(problems: Sequence[str]) -> str:

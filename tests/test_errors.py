@@ -21,6 +21,7 @@ from katalys_wsgi.errors import (
     OutboxMissing,
     OutboxUnavailable,
     UnusableConnection,
+    WrongCall,
 )
 
 EXAMPLES = [
@@ -32,6 +33,7 @@ EXAMPLES = [
     OutboxMissing("No outbox at /srv/shop/outbox.db."),
     ForeignFile("/etc/hosts is not an outbox."),
     UnusableConnection("connection= needs the outbox in the shop's database."),
+    WrongCall("record() takes Conversion(order_id=..., ...), not dict."),
 ]
 
 
@@ -65,6 +67,7 @@ def test_everything_raised_on_purpose_is_a_katalys_error(error: Exception) -> No
         pytest.param(OutboxMissing, OutboxUnavailable, id="OutboxMissing"),
         pytest.param(ForeignFile, OutboxUnavailable, id="ForeignFile"),
         pytest.param(UnusableConnection, TypeError, id="UnusableConnection"),
+        pytest.param(WrongCall, TypeError, id="WrongCall"),
     ],
 )
 def test_each_is_also_the_standard_exception_it_resembles(raised: type[Exception], resembles: type[Exception]) -> None:
