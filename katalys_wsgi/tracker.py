@@ -81,6 +81,7 @@ class Tracker:
                 events=self._events,
             ),
             sources=settings.sources,
+            count_fetches=settings.count_fetches,
             attribution=settings.attribution,
             consent=settings.consent,
             reports_every_order=settings.conversion_type == "offline_conv",

@@ -244,6 +244,52 @@ def test_only_a_page_sets_the_cookie(shop: Shop, destination: str | None, counts
 
 
 @pytest.mark.parametrize(
+    ("destination", "mode", "counts"),
+    [
+        pytest.param("empty", "navigate", True, id="through-a-service-worker"),
+        pytest.param("empty", "cors", False, id="fetch"),
+        pytest.param("empty", "no-cors", False, id="beacon"),
+        pytest.param("empty", None, False, id="no-mode"),
+        pytest.param("iframe", "navigate", False, id="frame"),
+        pytest.param("image", "navigate", False, id="image"),
+    ],
+)
+def test_a_page_that_came_through_a_service_worker_counts(
+    shop: Shop, destination: str, mode: str | None, counts: bool
+) -> None:
+    """Chromium then says ``empty`` and ``navigate``; every click of such a shop was lost."""
+    changes = {"HTTP_SEC_FETCH_DEST": destination} | ({"HTTP_SEC_FETCH_MODE": mode} if mode else {})
+
+    assert (shop.get(LINK, **changes).cookie is not None) is counts
+
+
+@pytest.mark.parametrize(
+    ("count_fetches", "destination", "site", "counts"),
+    [
+        pytest.param(True, "empty", "same-origin", True, id="own-script"),
+        pytest.param(False, "empty", "same-origin", False, id="off"),
+        pytest.param(True, "empty", "same-site", False, id="subdomain"),
+        pytest.param(True, "empty", "cross-site", False, id="another-site"),
+        pytest.param(True, "empty", None, False, id="unknown-site"),
+        pytest.param(True, "image", "same-origin", False, id="image"),
+        pytest.param(True, "iframe", "same-origin", False, id="frame"),
+    ],
+)
+@pytest.mark.parametrize("by", ["link", "referer"])
+def test_with_count_fetches_the_shops_own_scripts_may_bring_a_click(
+    by: str, count_fetches: bool, destination: str, site: str | None, counts: bool
+) -> None:
+    """Turbo and htmx: behind a cached landing page, the first request that reaches Python is a script's."""
+    shop = Shop(count_fetches=count_fetches)
+    changes = {"HTTP_SEC_FETCH_DEST": destination, "HTTP_SEC_FETCH_MODE": "cors"}
+    changes |= {"HTTP_SEC_FETCH_SITE": site} if site else {}
+
+    answer = shop.get(LINK, **changes) if by == "link" else shop.get(**OWN_REFERER, **changes)
+
+    assert (answer.cookie is not None) is counts
+
+
+@pytest.mark.parametrize(
     "purpose",
     [{"HTTP_SEC_PURPOSE": "prefetch"}, {"HTTP_SEC_PURPOSE": "prefetch;prerender"}, {"HTTP_PURPOSE": "prefetch"},
      {"HTTP_X_MOZ": "prefetch"}],

@@ -40,6 +40,7 @@ class ArrivalReader:
     :param clock: seconds since 1970.
     :param events: where ``consent_failed`` and ``proxy_ignored`` are emitted.
     :param sources: accepted values of utm_source in lower case; see :meth:`Click.from_query`.
+    :param count_fetches: a script's request within the shop may bring a click as well.
     :param attribution: ``"last-click"`` or ``"first-click"``.
     :param consent: takes the environ and says whether the visitor consented; None is a yes. What it raises is a no.
     :param reports_every_order: orders without a click are reported too, so consent is asked for without one as well.
@@ -54,6 +55,7 @@ class ArrivalReader:
         clock: Callable[[], float],
         events: Events,
         sources: Collection[str],
+        count_fetches: bool = False,
         attribution: str = "last-click",
         consent: Callable[[dict[str, Any]], object] | None = None,
         reports_every_order: bool = False,
@@ -64,6 +66,7 @@ class ArrivalReader:
         self._clock = clock
         self._events = events
         self._sources = sources
+        self._count_fetches = count_fetches
         self._attribution = attribution
         self._consent = consent
         self._reports_every_order = reports_every_order
@@ -113,9 +116,7 @@ class ArrivalReader:
 
     def _brought(self, environ: WSGIEnvironment, stored: Click | None, now: datetime) -> Click | None:
         """The click that the request itself brings, by its link or its Referer."""
-        # Where a browser says what it loads (Fetch Metadata), only a page counts: a hidden image or frame is
-        # cookie stuffing. A prefetched page counts: the browser shows it later without asking again.
-        if environ.get("HTTP_SEC_FETCH_DEST", "document") != "document":
+        if not self._may_bring_click(environ):
             return None
         if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
             click = Click.from_query(environ.get("QUERY_STRING", ""), now=now, sources=self._sources)
@@ -125,6 +126,20 @@ class ArrivalReader:
         if stored is None and MARKER in environ.get("HTTP_REFERER", ""):
             return Click.from_query(_own_referer_query(environ), now=now, sources=self._sources)
         return None
+
+    def _may_bring_click(self, environ: WSGIEnvironment) -> bool:
+        """Whether the browser asks for a page, as far as it says so (https://www.w3.org/TR/fetch-metadata/).
+
+        A hidden image or frame is cookie stuffing. A prefetched page counts: the browser shows it later without asking
+        again.
+        """
+        destination = environ.get("HTTP_SEC_FETCH_DEST", "document")
+        if destination != "empty":
+            return bool(destination == "document")
+        # The page's own service worker asks for it anew: the destination is lost, the mode is not.
+        if environ.get("HTTP_SEC_FETCH_MODE") == "navigate":
+            return True
+        return self._count_fetches and environ.get("HTTP_SEC_FETCH_SITE") == "same-origin"
 
     def _has_consent(self, environ: WSGIEnvironment) -> bool:
         if self._consent is None:
