@@ -50,6 +50,11 @@ def test_the_specifications_link_is_a_click() -> None:
         pytest.param("utm_source=KATALYS&transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="upper-case"),
         pytest.param("transaction_id=T&publisher_id=2&a=b&offer_id=1&utm_source=katalys", ("T", "1", "2"), id="order"),
         pytest.param("utm_source=katalys&transaction_id=T", ("T", None, None), id="transaction-only"),
+        pytest.param("utm_source=%20Katalys%0A&transaction_id=T", ("T", None, None), id="blanks-around-the-source"),
+        pytest.param("utm_source=+katalys+&transaction_id=T", ("T", None, None), id="plus-around-the-source"),
+        pytest.param("transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="no-source-all-three"),
+        pytest.param("utm_source=&transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="empty-source"),
+        pytest.param("transaction_id=T&offer_id=1&publisher_id=2&aff_id=2", ("T", "1", "2"), id="no-source-four"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2", (None, "1", "2"), id="direct-link"),
         pytest.param("utm_source=katalys&offer_id=1&aff_id=2", (None, "1", "2"), id="aff-id"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2&aff_id=2", (None, "1", "2"), id="both-the-same"),
@@ -72,7 +77,9 @@ def test_a_link_of_katalys_is_a_click(query: str, ids: tuple[str | None, ...]) -
     [
         pytest.param("", id="nothing"),
         pytest.param("product_id=5", id="any-id"),
-        pytest.param("transaction_id=T&offer_id=1&publisher_id=2", id="no-source"),
+        pytest.param("transaction_id=T&offer_id=1&aff_id=2", id="no-source-and-aff-id"),
+        pytest.param("transaction_id=T&offer_id=1", id="no-source-and-no-publisher"),
+        pytest.param("offer_id=1&publisher_id=2", id="no-source-and-no-transaction"),
         pytest.param("utm_source=newsletter&transaction_id=T&offer_id=1&publisher_id=2", id="another-source"),
         pytest.param("utm_source=katalys2&transaction_id=T", id="source-prefix"),
         pytest.param("utm_source=&transaction_id=T", id="empty-source"),
@@ -141,13 +148,30 @@ def test_the_longest_id_has_128_characters() -> None:
         pytest.param("utm_source=katalys&transaction_id=T&offer_id=1&offer_id=2&publisher_id=3", id="offer"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2&publisher_id=3", id="publisher"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2&aff_id=3", id="publisher-and-aff"),
-        pytest.param("utm_source=katalys&utm_source=newsletter&transaction_id=T", id="source"),
+        pytest.param("transaction_id=T&offer_id=1&publisher_id=2&aff_id=3", id="publisher-and-aff-without-source"),
         pytest.param("utm_source=katalys&transaction_id=T&amp;transaction_id=U", id="escaped-name"),
         pytest.param("utm_source=katalys&transaction_id=T&transaction_id=t", id="case"),
     ],
 )
 def test_parameters_that_contradict_each_other_make_no_click(query: str) -> None:
     assert click_of(query) is None
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param("utm_source=Katalys&transaction_id=T&utm_source=newsletter", id="ours-first"),
+        pytest.param("utm_source=newsletter&transaction_id=T&utm_source=katalys", id="ours-last"),
+        pytest.param("utm_source=a&utm_source=RevOffers&utm_source=&utm_source=b&transaction_id=T", id="between"),
+    ],
+)
+def test_any_accepted_source_among_several_counts(query: str) -> None:
+    """Newsletter tools add a utm_source of their own to every link; that cancelled the click."""
+    assert ids_of(query) == ("T", None, None)
+
+
+def test_several_sources_of_others_make_no_click() -> None:
+    assert click_of("utm_source=a&utm_source=b&transaction_id=T&offer_id=1&publisher_id=2") is None
 
 
 def test_the_same_parameter_twice_with_one_value_is_a_click() -> None:
@@ -165,7 +189,7 @@ def test_a_link_that_was_escaped_twice_is_a_click() -> None:
         pytest.param("offer_id=1&publisher_id=2", (None, "1", "2"), id="pair"),
         pytest.param("transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="all-three"),
         pytest.param("utm_source=any&offer_id=1&publisher_id=2", (None, "1", "2"), id="any-source"),
-        pytest.param("utm_source=a&utm_source=b&offer_id=1&aff_id=2", None, id="contradicting-source"),
+        pytest.param("utm_source=a&utm_source=b&offer_id=1&aff_id=2", (None, "1", "2"), id="two-sources"),
         pytest.param("transaction_id=T", None, id="transaction-only"),
         pytest.param("utm_source=katalys&transaction_id=T", None, id="transaction-and-source"),
         pytest.param("status=successful&tx_ref=1&transaction_id=3500588", None, id="gateway"),

@@ -6,7 +6,7 @@ A click is a shopper's arrival through an affiliate's link. Nothing here reads a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import unquote_plus
@@ -31,16 +31,11 @@ RENEWAL = timedelta(minutes=30)
 
 _is_id = re.compile(r"[A-Za-z0-9._~:-]{1,128}", re.ASCII).fullmatch
 
-# The link says publisher_id where the postback says aff_id (specification, "Initial Requirements").
-_NAMES = {
-    "utm_source": "utm_source",
-    "transaction_id": "transaction_id",
-    "offer_id": "offer_id",
-    "publisher_id": "aff_id",
-    "aff_id": "aff_id",
-}
+_SOURCE = "utm_source"
+# The link says publisher_id where the postback says aff_id (specification, "Initial Requirements"); both are read.
+_NAMES = {name: name for name in (_SOURCE, "transaction_id", "offer_id", "publisher_id", "aff_id")}
 # HTML mail that escapes a link twice leaves names such as amp;transaction_id; they count too.
-_NAMES |= {f"amp;{name}": meaning for name, meaning in _NAMES.items()}
+_NAMES |= {f"amp;{name}": name for name in _NAMES}
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,11 @@ class Click:
     def from_query(cls, query: str, *, now: datetime, sources: Collection[str]) -> Click | None:
         """The click of a link; None when the link is not one of Katalys'. No query whatever raises.
 
+        A link counts when its utm_source is in ``sources`` and there is a transaction_id, or offer_id and
+        publisher_id. Any one of several utm_source counts: other tools add their own. A link without utm_source
+        counts when all three ids of the specification's link are there, by these names: a payment gateway adds a
+        transaction_id of its own, another network its offer_id and aff_id.
+
         :param query: the link's query string, as in the environ's ``QUERY_STRING``.
         :param now: the time of the request, aware.
         :param sources: accepted values of utm_source in lower case; empty accepts any link with offer and publisher.
@@ -72,14 +72,12 @@ class Click:
         if MARKER not in query:
             return None
         found = _parameters(query)
-        if found is None or (sources and found.pop("utm_source", "").lower() not in sources):
+        if found is None or not _is_of_katalys(*found, sources):
             return None
-        ids = transaction_id, offer_id, aff_id = found.get("transaction_id"), found.get("offer_id"), found.get("aff_id")
-        if not ((transaction_id and sources) or (offer_id and aff_id)):
+        ids = found[1]
+        if not all(map(_is_id, ids.values())):
             return None
-        if not all(map(_is_id, filter(None, ids))):
-            return None
-        return cls(transaction_id, offer_id, aff_id, now)
+        return cls(ids.get("transaction_id"), ids.get("offer_id"), ids.get("publisher_id", ids.get("aff_id")), now)
 
     def is_current(self, now: datetime, window: timedelta) -> bool:
         """Whether the click counts at ``now``: not older than ``window``, and not from the future.
@@ -105,19 +103,35 @@ class Click:
         return stored is None or (attribution == "last-click" and not self.repeats(stored))
 
 
-def _parameters(query: str) -> dict[str, str] | None:
-    """The parameters of a click; None when they contradict each other or there are too many of them."""
+def _is_of_katalys(given: set[str], ids: Mapping[str, str], sources: Collection[str]) -> bool:
+    """Whether a link with these parameters is one of Katalys'; see :meth:`Click.from_query`."""
+    is_pair = "offer_id" in ids and ("publisher_id" in ids or "aff_id" in ids)
+    if not sources:
+        return is_pair
+    if not given:
+        return is_pair and "transaction_id" in ids and "publisher_id" in ids
+    return ("transaction_id" in ids or is_pair) and not given.isdisjoint(sources)
+
+
+def _parameters(query: str) -> tuple[set[str], dict[str, str]] | None:
+    """Every utm_source in lower case, and the ids by name; None when ids contradict each other or there is too much."""
     if len(query) > LONGEST_QUERY:
         query = query[:LONGEST_QUERY].rpartition("&")[0]  # half a value would be a wrong one
     fields = query.split("&", MOST_PARAMETERS)
     if len(fields) > MOST_PARAMETERS:
         return None
-    found: dict[str, str] = {}
+    given: set[str] = set()
+    ids: dict[str, str] = {}
     for field in fields:  # not parse_qsl: most of a link is plain, and half of it is meant for others
         key, _, value = field.partition("=")
         if "%" in field or "+" in field:
             key, value = unquote_plus(key, errors="replace"), unquote_plus(value, errors="replace")
         name = _NAMES.get(key)
-        if name and value and found.setdefault(name, value) != value:
+        if name == _SOURCE:
+            given.add(value.strip().lower())
+        elif name and value and ids.setdefault(name, value) != value:
             return None
-    return found
+    given.discard("")
+    if "aff_id" in ids and ids.get("publisher_id", ids["aff_id"]) != ids["aff_id"]:
+        return None
+    return given, ids
