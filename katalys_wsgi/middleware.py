@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .attribution.click import MARKER
 from .tracker import Tracker
 from .visit import TRACKER
 
@@ -49,8 +48,10 @@ class ClickMiddleware:
         environ[TRACKER] = self._tracker
         if self._first_request.pending:
             self._first_request()
-        # Almost every request ends here; one that may bring a click is looked at more closely.
-        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
+        # Almost every request ends here. An id's name has an underscore or is percent-encoded, and single characters
+        # are found fastest; set_cookie_for() looks more closely at the rest.
+        query = environ.get("QUERY_STRING", "")
+        if "_" not in query and "%" not in query and "?" not in environ.get("HTTP_REFERER", ""):
             return self._app(environ, start_response)
         set_cookie = self._tracker.set_cookie_for(environ)
         if set_cookie is None:

@@ -13,7 +13,6 @@ from pyramid.response import Response
 from pyramid.settings import asbool
 from pyramid.tweens import INGRESS
 
-from .attribution.click import MARKER
 from .errors import ConfigurationError
 from .middleware import with_cookie
 from .settings import ENVIRONMENT, INI, Settings
@@ -99,8 +98,6 @@ def click_tween_factory(handler: Handler, registry: Registry) -> Handler:
         environ[TRACKER] = tracker
         if tracker.first_request.pending:
             tracker.first_request()
-        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
-            return handler(request)
         # pyramid_retry sends the same environ through again; what was decided at first still holds.
         if memo not in environ:
             environ[memo] = tracker.set_cookie_for(environ)

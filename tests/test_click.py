@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from katalys_wsgi import Click
-from katalys_wsgi.attribution.click import LONGEST_QUERY, MOST_PARAMETERS
+from katalys_wsgi.attribution.click import LONGEST_QUERY, MOST_PARAMETERS, may_hold_click
 
 from .support import LINK
 
@@ -61,6 +61,10 @@ def test_the_specifications_link_is_a_click() -> None:
         pytest.param("utm_source=katalys&transaction_id=T&offer_id=1", ("T", "1", None), id="no-publisher"),
         pytest.param("utm_source=katalys&transaction_id=&offer_id=1&publisher_id=2", (None, "1", "2"), id="empty-id"),
         pytest.param("utm_source=katalys&transaction_id=aB3.~:_-", ("aB3.~:_-", None, None), id="every-sign"),
+        pytest.param("utm_source=katalys&transaction%5Fid=T", ("T", None, None), id="encoded-underscore"),
+        pytest.param("utm_source=katalys&transaction_%69d=T", ("T", None, None), id="encoded-letter"),
+        pytest.param("utm_source=katalys&transaction_i%64=T", ("T", None, None), id="encoded-last-letter"),
+        pytest.param("utm%5fsource=katalys&%74ransaction_id=T", ("T", None, None), id="encoded-first-letter"),
         pytest.param("utm_source=katalys&transaction_id=a%3Ab%7Ec", ("a:b~c", None, None), id="percent-encoded"),
         pytest.param(
             "utm_source=Katalys&transaction_id=102ef7451ec3e20cf1360ef6df7e1e&offer_id=1234&publisher_id=5678",
@@ -288,6 +292,34 @@ def test_every_id_of_the_alphabet_arrives_unchanged(transaction_id: str, offer_i
     )
 
     assert click_of(query) == Click(transaction_id, offer_id, publisher_id, NOW)
+
+
+_encoded_links = st.lists(st.booleans(), min_size=70, max_size=70).map(
+    lambda encoded: "&".join(
+        "".join(f"%{ord(letter):02x}" if next(choice) else letter for letter in name) + "=1"
+        for choice in [iter(encoded)]
+        for name in ("transaction_id", "offer_id", "publisher_id")
+    )
+)
+
+
+@fuzzed
+@given(_encoded_links)
+def test_the_cheap_test_is_never_stricter_than_the_parser(query: str) -> None:
+    """Some mail programs percent-encode names; RFC 3986 §2.3 says that it is the same address."""
+    assert may_hold_click(query)
+    assert ids_of(query) == ("1", "1", "1")
+
+
+@pytest.mark.parametrize("query", ["", "page=2&sort=price", "q=caf%C3%A9", "q=50%25&page=2", "q=a%20b&utm_source=x"])
+def test_an_ordinary_query_needs_no_closer_look(query: str) -> None:
+    assert not may_hold_click(query)
+
+
+def test_no_query_makes_the_cheap_test_slow() -> None:
+    """It is of the order of the query's length, not of its square: this would take a minute."""
+    assert not may_hold_click("%" * 1_000_000)
+    assert not may_hold_click("%aa" * 300_000 + "&=")
 
 
 # --- how long it counts ---

@@ -469,6 +469,21 @@ def test_a_request_without_a_new_click_is_handed_on_as_it_is(query: str, changes
     assert called_with[1] is server
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        pytest.param(LINK.replace("_", "%5F"), id="underscore"),
+        pytest.param(LINK.replace("_i", "_%69"), id="letter"),
+        pytest.param(LINK.replace("id=", "i%64="), id="last-letter"),
+    ],
+)
+@pytest.mark.parametrize("by", ["link", "referer"])
+def test_a_link_whose_names_are_percent_encoded_sets_the_cookie(shop: Shop, by: str, link: str) -> None:
+    answer = shop.get(link) if by == "link" else shop.get(HTTP_REFERER="http://127.0.0.1/?" + link)
+
+    assert answer.cookie == stored_cookie()
+
+
 def test_an_environ_without_query_and_headers_is_served() -> None:
     """PEP 3333 lets a server leave QUERY_STRING out."""
     answer = Answer(wrapped(page), {"REQUEST_METHOD": "GET"})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from ..events import Events
-from .click import MARKER, Click
+from .click import Click, may_hold_click
 from .cookie import ClickCookie
 from .visitor import Visitor
 
@@ -96,6 +96,8 @@ class ArrivalReader:
 
         Asked again for the same environ (the application is wrapped twice), it is None.
         """
+        if not (may_hold_click(environ.get("QUERY_STRING", "")) or may_hold_click(environ.get("HTTP_REFERER", ""))):
+            return None
         if self._is_set_key in environ:
             return None
         click, is_new, _ = self.arrival(environ)
@@ -123,7 +125,7 @@ class ArrivalReader:
             if click is not None:
                 return click
         # A landing page that a cache served, or one before consent, is only seen as the Referer of the next page.
-        if stored is None and MARKER in environ.get("HTTP_REFERER", ""):
+        if stored is None and may_hold_click(environ.get("HTTP_REFERER", "")):
             return Click.from_query(_own_referer_query(environ), now=now, sources=self._sources)
         return None
 

@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import unquote_plus
 
-__all__ = ["CLOCK_SKEW", "LONGEST_QUERY", "MARKER", "MOST_PARAMETERS", "RENEWAL", "Click"]
-
-#: Part of every Katalys link's query (``transaction_id=``, ``publisher_id=``) and of few others: a request without it
-#: in its query and its Referer brings no click, and need not be looked at any further.
-MARKER = "_id="
+__all__ = ["CLOCK_SKEW", "LONGEST_QUERY", "MOST_PARAMETERS", "RENEWAL", "Click", "may_hold_click"]
 
 #: Characters of a query that are read; a click's own parameters take less than 1 KiB.
 LONGEST_QUERY = 8192
@@ -29,6 +25,8 @@ CLOCK_SKEW = timedelta(seconds=300)
 #: Without a transaction_id a second click looks like a refreshed page; after this time it counts as a new one.
 RENEWAL = timedelta(minutes=30)
 
+# A parameter whose name is percent-encoded, at least in part: from its last "%" on there is none, nor a separator.
+_encoded_name = re.compile(r"%[^%&=]*=").search
 _is_id = re.compile(r"[A-Za-z0-9._~:-]{1,128}", re.ASCII).fullmatch
 
 _SOURCE = "utm_source"
@@ -69,7 +67,7 @@ class Click:
         :param now: the time of the request, aware.
         :param sources: accepted values of utm_source in lower case; empty accepts any link with offer and publisher.
         """
-        if MARKER not in query:
+        if not may_hold_click(query):
             return None
         found = _parameters(query)
         if found is None or not _is_of_katalys(*found, sources):
@@ -101,6 +99,14 @@ class Click:
         :param attribution: the setting, ``"last-click"`` or ``"first-click"``.
         """
         return stored is None or (attribution == "last-click" and not self.repeats(stored))
+
+
+def may_hold_click(query: str) -> bool:
+    """Whether a query, or a whole address, needs a closer look: a cheap test, never stricter than the parser.
+
+    Every Katalys link has ``_id=`` in its query, and few others do; or its names are percent-encoded.
+    """
+    return "_id=" in query or ("%" in query and _encoded_name(query) is not None)
 
 
 def _is_of_katalys(given: set[str], ids: Mapping[str, str], sources: Collection[str]) -> bool:

@@ -12,7 +12,6 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase, ResponseHeaders
 from django.utils.functional import SimpleLazyObject
 
-from ..attribution.click import MARKER
 from ..middleware import with_cookie
 from ..tracker import Tracker
 from ..visit import TRACKER, Verbs, Visit
@@ -44,8 +43,6 @@ class KatalysMiddleware:
             tracker.first_request()
         # Made when it is asked for, as Django does with request.user: consent may need the session.
         request.katalys = SimpleLazyObject(lambda: _visit(tracker, request))
-        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
-            return self._get_response(request)
         set_cookie = tracker.set_cookie_for(environ)
         response = self._get_response(request)
         return response if set_cookie is None else _with_cookie(response, set_cookie)
