@@ -54,16 +54,22 @@ class ClickMiddleware:
         if "_" not in query and "%" not in query and "?" not in environ.get("HTTP_REFERER", ""):
             return self._app(environ, start_response)
         set_cookie = self._tracker.set_cookie_for(environ)
-        if set_cookie is None:
-            return self._app(environ, start_response)
+        if set_cookie is not None:
+            start_response = _setting_cookie(start_response, set_cookie)
+        return self._app(environ, start_response)
 
-        def start_with_cookie(
-            status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
-        ) -> Callable[[bytes], object]:
-            # PEP 3333 passes exc_info by position, but servers take it by name as well, and so does this.
-            return start_response(status, with_cookie(headers, set_cookie), *exc_info, **named)
 
-        return self._app(environ, start_with_cookie)
+# Not inside __call__, where the variables of a closure would slow down every request.
+def _setting_cookie(start_response: StartResponse, set_cookie: str) -> StartResponse:
+    """A ``start_response`` that adds the cookie to what the application answers."""
+
+    def start_with_cookie(
+        status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
+    ) -> Callable[[bytes], object]:
+        # PEP 3333 passes exc_info by position, but servers take it by name as well, and so does this.
+        return start_response(status, with_cookie(headers, set_cookie), *exc_info, **named)
+
+    return start_with_cookie
 
 
 def with_cookie(headers: Iterable[tuple[str, str]], set_cookie: str) -> list[tuple[str, str]]:
