@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from katalys_wsgi import Click
-from katalys_wsgi.attribution.click import LONGEST_QUERY, MOST_PARAMETERS, may_hold_click
+from katalys_wsgi.attribution.click import FINGERPRINT, LONGEST_QUERY, MOST_PARAMETERS, MOST_REPLACED, may_hold_click
 
 from .support import LINK
 
@@ -387,6 +387,48 @@ def test_the_same_transaction_never_renews_the_click() -> None:
     stored = make_click(at=NOW - timedelta(days=29))
 
     assert not make_click().replaces(stored, "last-click")
+
+
+def chain(*transactions: str | None, each: timedelta = timedelta(minutes=1)) -> Click:
+    """The click that is stored after clicks with these transaction ids, the last one now."""
+    stored: Click | None = None
+    for number, transaction_id in enumerate(transactions, start=1 - len(transactions)):
+        stored = make_click(transaction_id, at=NOW + number * each).after(stored)
+    assert stored is not None
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("new", "stored", "counts"),
+    [
+        pytest.param("a", chain("a", "b"), False, id="just-replaced"),
+        pytest.param("a", chain("a", "b", "c", "d", "e"), False, id="four-ago"),
+        pytest.param("a", chain("a", "b", "c", "d", "e", "f"), True, id="five-ago"),
+        pytest.param("c", chain("a", "b"), True, id="never-seen"),
+        pytest.param("a", chain("a", "b", each=timedelta(days=20)), False, id="replaced-long-ago"),
+        pytest.param(None, chain(None, "b"), False, id="direct-link"),
+    ],
+)
+def test_a_click_that_was_replaced_is_no_new_click(new: str | None, stored: Click, counts: bool) -> None:
+    """Land through A, land through B, reload A's old tab: B brought the shopper last."""
+    assert make_click(new).replaces(stored, "last-click") is counts
+
+
+@pytest.mark.parametrize(("minutes", "counts"), [(29, False), (30, True)])
+def test_without_a_transaction_id_a_replaced_pair_counts_again_after_30_minutes(minutes: int, counts: bool) -> None:
+    """A second click on the same link looks like a tab that was loaded again."""
+    stored = chain(None, "b")
+
+    assert make_click(None, at=NOW + timedelta(minutes=minutes)).replaces(stored, "last-click") is counts
+
+
+def test_what_was_replaced_is_remembered_in_short_and_once() -> None:
+    renewed = chain("a", None, "b", None)
+
+    assert len(chain(*"abcdefgh").replaced) == MOST_REPLACED
+    assert chain("a").replaced == ()
+    assert len(renewed.replaced) == 2  # a and b, but not itself
+    assert {len(fingerprint) for fingerprint in renewed.replaced} == {FINGERPRINT}
 
 
 @pytest.mark.parametrize("attribution", ["last-click", "first-click"])

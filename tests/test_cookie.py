@@ -114,6 +114,18 @@ def test_a_typical_value_takes_less_than_200_bytes() -> None:
     assert len("katalys_click=" + COOKIE.dumps(CLICK)) < 200
 
 
+def test_what_was_replaced_comes_back_and_takes_few_bytes() -> None:
+    click = CLICK
+    for number in range(6):
+        click = Click(f"{number:030x}", "1234", "5678", NOW).after(click)
+
+    value = COOKIE.dumps(click)
+
+    assert len(click.replaced) == 4
+    assert COOKIE.loads(value).replaced == click.replaced
+    assert len("katalys_click=" + value) < 240
+
+
 def test_the_longest_click_fits_into_a_cookie() -> None:
     """RFC 6265 §6.1: browsers keep 4096 bytes of name, value and attributes."""
     a, b, c = (hashlib.sha512(name.encode()).hexdigest() for name in "abc")
@@ -431,7 +443,8 @@ def test_neither_a_visit_token_is_read_as_a_cookie_nor_a_cookie_as_a_token() -> 
     [
         pytest.param([2, "t", "1", "2", 1772366400], id="a-later-version"),
         pytest.param([1, "t", "1", "2"], id="too-short"),
-        pytest.param([1, "t", "1", "2", 1772366400, 5], id="too-long"),
+        pytest.param([1, "t", "1", "2", 1772366400, 5], id="replaced-as-number"),
+        pytest.param([1, "t", "1", "2", 1772366400, "abcdefgh", 5], id="too-long"),
         pytest.param([1, "t", "1", "2", "1772366400"], id="time-as-string"),
         pytest.param([1, "t", "1", "2", None], id="no-time"),
         pytest.param([1, "t", "1", "2", 1772366400.5], id="time-as-float"),

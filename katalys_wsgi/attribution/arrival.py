@@ -113,7 +113,7 @@ class ArrivalReader:
         if (stored or new or self._reports_every_order) and not self._has_consent(environ):
             return Arrival(None, refused=True)
         if new is not None and new.replaces(stored, self._attribution):
-            return Arrival(new, is_new=True)
+            return Arrival(new.after(stored), is_new=True)
         return Arrival(stored)
 
     def _brought(self, environ: WSGIEnvironment, stored: Click | None, now: datetime) -> Click | None:

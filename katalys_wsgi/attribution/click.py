@@ -5,13 +5,24 @@ A click is a shopper's arrival through an affiliate's link. Nothing here reads a
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from urllib.parse import unquote_plus
 
-__all__ = ["CLOCK_SKEW", "LONGEST_QUERY", "MOST_PARAMETERS", "RENEWAL", "Click", "may_hold_click"]
+__all__ = [
+    "CLOCK_SKEW",
+    "FINGERPRINT",
+    "LONGEST_QUERY",
+    "MOST_PARAMETERS",
+    "MOST_REPLACED",
+    "RENEWAL",
+    "Click",
+    "may_hold_click",
+]
 
 #: Characters of a query that are read; a click's own parameters take less than 1 KiB.
 LONGEST_QUERY = 8192
@@ -24,6 +35,12 @@ CLOCK_SKEW = timedelta(seconds=300)
 
 #: Without a transaction_id a second click looks like a refreshed page; after this time it counts as a new one.
 RENEWAL = timedelta(minutes=30)
+
+#: How many of the clicks that were replaced are remembered.
+MOST_REPLACED = 4
+
+#: Characters by which one of them is recognised.
+FINGERPRINT = 8
 
 # A parameter whose name is percent-encoded, at least in part: from its last "%" on there is none, nor a separator.
 _encoded_name = re.compile(r"%[^%&=]*=").search
@@ -47,12 +64,15 @@ class Click:
     :param offer_id: Katalys' id of the program.
     :param aff_id: Katalys' id of the affiliate, ``publisher_id`` in the link.
     :param clicked_at: the time of the landing request, aware.
+    :param replaced: what the last :data:`MOST_REPLACED` clicks that gave way to this one are recognised by, oldest
+        first; see :meth:`after`.
     """
 
     transaction_id: str | None
     offer_id: str | None
     aff_id: str | None
     clicked_at: datetime
+    replaced: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def from_query(cls, query: str, *, now: datetime, sources: Collection[str]) -> Click | None:
@@ -98,7 +118,30 @@ class Click:
         :param stored: the stored click if it still counts, else None.
         :param attribution: the setting, ``"last-click"`` or ``"first-click"``.
         """
-        return stored is None or (attribution == "last-click" and not self.repeats(stored))
+        if stored is None:
+            return True
+        return attribution == "last-click" and not self.repeats(stored) and not self._was_replaced_by(stored)
+
+    def after(self, stored: Click | None) -> Click:
+        """This click as the one that replaces ``stored``: it remembers what it replaced."""
+        if stored is None:
+            return self
+        earlier = (*stored.replaced, stored._fingerprint)
+        others = [fingerprint for fingerprint in earlier if fingerprint != self._fingerprint]
+        return replace(self, replaced=tuple(others[-MOST_REPLACED:]))
+
+    def _was_replaced_by(self, stored: Click) -> bool:
+        """Whether this is the page of an earlier click, still open in some tab, that was only loaded again."""
+        if self._fingerprint not in stored.replaced:
+            return False
+        # Without a transaction_id it cannot be told from a click on the same link, so it is one after a while.
+        return self.transaction_id is not None or self.clicked_at - stored.clicked_at < RENEWAL
+
+    @property
+    def _fingerprint(self) -> str:
+        """:data:`FINGERPRINT` characters, the same for clicks that :meth:`repeats` may find to be the same."""
+        identity = self.transaction_id or f"{self.offer_id} {self.aff_id}"  # no id holds a blank
+        return base64.urlsafe_b64encode(hashlib.sha256(identity.encode()).digest())[:FINGERPRINT].decode("ascii")
 
 
 def may_hold_click(query: str) -> bool:
@@ -123,14 +166,14 @@ def _parameters(query: str) -> tuple[set[str], dict[str, str]] | None:
     """Every utm_source in lower case, and the ids by name; None when ids contradict each other or there is too much."""
     if len(query) > LONGEST_QUERY:
         query = query[:LONGEST_QUERY].rpartition("&")[0]  # half a value would be a wrong one
-    fields = query.split("&", MOST_PARAMETERS)
-    if len(fields) > MOST_PARAMETERS:
+    parts = query.split("&", MOST_PARAMETERS)
+    if len(parts) > MOST_PARAMETERS:
         return None
     given: set[str] = set()
     ids: dict[str, str] = {}
-    for field in fields:  # not parse_qsl: most of a link is plain, and half of it is meant for others
-        key, _, value = field.partition("=")
-        if "%" in field or "+" in field:
+    for part in parts:  # not parse_qsl: most of a link is plain, and half of it is meant for others
+        key, _, value = part.partition("=")
+        if "%" in part or "+" in part:
             key, value = unquote_plus(key, errors="replace"), unquote_plus(value, errors="replace")
         name = _NAMES.get(key)
         if name == _SOURCE:

@@ -20,7 +20,7 @@ from itsdangerous.encoding import base64_encode
 from itsdangerous.signer import SigningAlgorithm
 
 from ..events import Events
-from .click import Click
+from .click import FINGERPRINT, Click
 
 with warnings.catch_warnings():
     # WebOb 1.8 imports cgi, deprecated in 3.11 and 3.12; our users' `-W error` is not meant for that.
@@ -181,7 +181,8 @@ class ClickCookie:
 
     def dumps(self, click: Click) -> str:
         """The cookie's value."""
-        return self._signed.dumps(click_payload(click))
+        replaced = ["".join(click.replaced)] if click.replaced else []
+        return self._signed.dumps([*click_payload(click), *replaced])
 
     def loads(self, value: str) -> Click:
         """The click of a cookie's value, however old it is.
@@ -217,20 +218,34 @@ class ClickCookie:
 
 
 def click_payload(click: Click) -> list[object]:
-    """A click as a short list that JSON can hold: version, the three ids, seconds since 1970."""
+    """A click as a short list that JSON can hold: version, the three ids, seconds since 1970.
+
+    A cookie's payload may have a sixth entry: what the clicks that were replaced are recognised by, in one string.
+    """
     return [VERSION, click.transaction_id, click.offer_id, click.aff_id, int(click.clicked_at.timestamp())]
 
 
 def click_from_payload(payload: Any) -> Click:
-    """The click of a list that :func:`click_payload` made.
+    """The click of a list that :func:`click_payload` made, or of a cookie's payload.
 
     :raises ValueError: the list is of another version or shape, or its time is impossible.
     """
     match payload:
-        case [version, transaction_id, offer_id, aff_id, int(seconds)] if version == VERSION:
+        case [version, transaction_id, offer_id, aff_id, int(seconds), *rest] if version == VERSION:
+            replaced = _replaced(rest)
             try:
-                return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc))
+                return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc), replaced)
             except (OverflowError, OSError, ValueError):
                 raise ValueError("the payload has an impossible time") from None
+        case _:
+            raise ValueError("the payload is of another version")
+
+
+def _replaced(rest: list[Any]) -> tuple[str, ...]:
+    match rest:
+        case []:
+            return ()
+        case [str(joined)]:
+            return tuple(joined[start : start + FINGERPRINT] for start in range(0, len(joined), FINGERPRINT))
         case _:
             raise ValueError("the payload is of another version")
