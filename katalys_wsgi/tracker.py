@@ -71,10 +71,11 @@ class Tracker:
         self._relay = PerProcess(self._make_relay)
         self._thread = PerProcess(lambda: RelayThread(self._make_relay, self._events))
         self._stopped_pid: int | None = None  # a child of the process that was stopped delivers
-        self._tokens = VisitTokens(settings.secret_key)
+        self._tokens = VisitTokens(settings.secret_key, site_id=settings.site_id)
         self._arrivals = ArrivalReader(
             ClickCookie(
                 settings.secret_key,
+                site_id=settings.site_id,
                 window=settings.attribution_window,
                 name=settings.cookie_name,
                 domain=settings.cookie_domain,

@@ -16,7 +16,7 @@ from katalys_wsgi.attribution.arrival import Arrival, ArrivalReader
 from katalys_wsgi.attribution.cookie import ClickCookie
 from katalys_wsgi.events import Events
 
-from .support import BUYER_AGENT, BUYER_IP, LINK, OLD_SECRET, SECRET, Clock, make_environ
+from .support import BUYER_AGENT, BUYER_IP, LINK, OLD_SECRET, SECRET, SITE_ID, Clock, make_environ
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 DIRECT_LINK = "utm_source=Katalys&offer_id=1234&publisher_id=5678"
@@ -45,7 +45,7 @@ class Shop:
     ) -> None:
         self.clock = Clock(NOW.timestamp())
         options = {"clock": self.clock, "events": Events(), "sources": ("katalys", "revoffers"), **rules}
-        self.reader = ArrivalReader(ClickCookie(keys, window=window), **options)
+        self.reader = ArrivalReader(ClickCookie(keys, site_id=SITE_ID, window=window), **options)
         self.seen: list[Click | None] = []
 
     def get(self, query: str = "", **changes: Any) -> Answer:
@@ -67,7 +67,7 @@ def stored_cookie(link: str = LINK, *, at: datetime = NOW, key: str = SECRET) ->
     """The Cookie header of a shopper who came through ``link``."""
     click = Click.from_query(link, now=at, sources=("katalys",))
     assert click is not None
-    return "katalys_click=" + ClickCookie([key], window=timedelta(days=30)).dumps(click)
+    return "katalys_click=" + ClickCookie([key], site_id=SITE_ID, window=timedelta(days=30)).dumps(click)
 
 
 def transaction_of(click: Click | None) -> str | None:

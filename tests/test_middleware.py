@@ -96,7 +96,7 @@ def stored_cookie(link: str = LINK, *, at: datetime = NOW, key: str = SECRET) ->
     """The Cookie header of a shopper who came through ``link``."""
     click = Click.from_query(link, now=at, sources=("katalys",))
     assert click is not None
-    return "katalys_click=" + ClickCookie([key], window=timedelta(days=30)).dumps(click)
+    return "katalys_click=" + ClickCookie([key], site_id=SITE_ID, window=timedelta(days=30)).dumps(click)
 
 
 class Shop:

@@ -1,7 +1,7 @@
 """The cookie that keeps a click between two requests, and the signed strings it is made of.
 
 The format is frozen from 0.1 on: itsdangerous' ``URLSafeSerializer`` with HMAC derivation, SHA-256 and a salt
-that names its version. No other module imports itsdangerous or ``webob.cookies``.
+that names its version and the site. No other module imports itsdangerous or ``webob.cookies``.
 """
 
 from __future__ import annotations
@@ -125,25 +125,27 @@ class ClickCookie:
     """Reads the click from a ``Cookie`` header and writes it as a ``Set-Cookie`` value.
 
     :param keys: secret keys, oldest first; the last one signs, every one is accepted.
+    :param site_id: the shop's; a cookie of another one is not read.
     :param window: how long a click counts; also the cookie's Max-Age.
     :param name: the cookie's name.
     :param domain: its Domain attribute; None leaves it to the very host that sets it.
     :param events: where ``cookie_unreadable`` is emitted; None emits nothing.
     """
 
-    #: The salt of its signature.
+    #: The salt of its signature, together with the site: a click of one shop is none of another with the same key.
     SALT = "katalys_wsgi.click.v1"
 
     def __init__(
         self,
         keys: Sequence[str],
         *,
+        site_id: str,
         window: timedelta,
         name: str = "katalys_click",
         domain: str | None = None,
         events: Events | None = None,
     ) -> None:
-        self._signed = SignedText(keys, self.SALT)
+        self._signed = SignedText(keys, f"{self.SALT}.{site_id}")
         self._events = events
         self.name = name
         self._prefix = name + "="
