@@ -470,6 +470,31 @@ def test_the_banner_is_asked_once_a_request_and_only_when_there_is_a_click() -> 
     assert banner.asked == 1
 
 
+def test_a_refusal_is_not_remembered_and_a_yes_is() -> None:
+    """The middleware asks before the application has loaded its session; the checkout then asks in vain, or not."""
+    banner = Banner(given=False)
+    shop = Shop(consent=banner)
+    environ = make_environ(GATEWAY_RETURN, cookie=stored_cookie())
+
+    refused = shop.answer(environ).arrival
+    banner.given = True
+    consented = shop.answer(environ).arrival
+    banner.given = False
+
+    assert refused == Arrival(None, refused=True)
+    assert transaction_of(consented.click) == "1234abcd"
+    assert shop.answer(environ).arrival is consented
+
+
+def test_a_request_that_passes_two_shops_is_read_by_each() -> None:
+    """One returned the click of the other without having asked for consent."""
+    open_shop, strict_shop = Shop(), Shop(consent=Banner(given=False))
+    environ = make_environ(LINK)
+
+    assert open_shop.answer(environ).arrival.click is not None
+    assert strict_shop.answer(environ).arrival == Arrival(None, refused=True)
+
+
 def test_a_banner_that_raises_is_a_refusal_and_does_not_break_the_page(caplog: pytest.LogCaptureFixture) -> None:
     def broken(environ: dict[str, Any]) -> bool:
         raise ZeroDivisionError("ann@example.com")
@@ -482,7 +507,7 @@ def test_a_banner_that_raises_is_a_refusal_and_does_not_break_the_page(caplog: p
     assert answer.arrival == Arrival(None, refused=True)
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.ERROR, "katalys_wsgi.consent_failed reason=ZeroDivisionError")
-    ]
+    ] * 2  # once for the cookie, once for the view
 
 
 @pytest.mark.parametrize(("every_order", "asked"), [(False, 0), (True, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 __all__ = ["Arrival", "ArrivalReader"]
+
+_numbers = itertools.count()
 
 
 class Arrival(NamedTuple):
@@ -34,7 +37,8 @@ class Arrival(NamedTuple):
 class ArrivalReader:
     """Reads arrivals out of WSGI environs. Nothing that a visitor sends makes it raise.
 
-    What was read is remembered in the environ, so that middleware and view see the same click.
+    What was read is remembered in the environ, so that middleware and view see the same click. A refusal is not: the
+    middleware asks before the application has a session, and the shopper may consent in this very request.
 
     :param cookie: reads and writes the click's cookie.
     :param clock: seconds since 1970.
@@ -72,7 +76,8 @@ class ArrivalReader:
         self._reports_every_order = reports_every_order
         self._trusted_proxies = trusted_proxies
         self._cookie_secure = cookie_secure
-        self._memory_key = f"katalys_wsgi.arrival.{cookie.name}"
+        # Its own: in a request that passes two shops, one must not see a click to which the other had consent.
+        self._memory_key = f"katalys_wsgi.arrival.{next(_numbers)}"
         self._is_set_key = f"katalys_wsgi.cookie.{cookie.name}"
 
     def visitor(self, environ: WSGIEnvironment) -> Visitor:
@@ -85,10 +90,12 @@ class ArrivalReader:
         return visitor
 
     def arrival(self, environ: WSGIEnvironment) -> Arrival:
-        """The arrival of a request; asked again for the same environ, it is the same one."""
+        """The arrival of a request; asked again for the same environ, it is the same one, unless it was a refusal."""
         arrival: Arrival | None = environ.get(self._memory_key)
         if arrival is None:
-            arrival = environ[self._memory_key] = self._read(environ)
+            arrival = self._read(environ)
+            if not arrival.refused:
+                environ[self._memory_key] = arrival
         return arrival
 
     def set_cookie_for(self, environ: WSGIEnvironment) -> str | None:
