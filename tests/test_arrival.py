@@ -361,6 +361,37 @@ def test_a_same_host_referer_brings_the_click(shop: Shop, referer: str, host: st
 OWN_REFERER = {"HTTP_REFERER": "http://shop.example/?" + LINK, "HTTP_HOST": "shop.example"}
 
 
+@pytest.mark.parametrize(
+    ("proxies", "changes", "counts"),
+    [
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "shop.example"}, True, id="forwarded"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "Shop.example:443"}, True, id="with-port"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "evil.example, shop.example"}, True, id="appended"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "shop.example, evil.example"}, False, id="what-the-visitor-wrote"),
+        pytest.param(2, {"HTTP_X_FORWARDED_HOST": "shop.example"}, True, id="two-proxies-one-entry"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "["}, False, id="unreadable"),
+        pytest.param(0, {"HTTP_X_FORWARDED_HOST": "shop.example"}, False, id="no-trusted-proxy"),
+        pytest.param(0, {"HTTP_SEC_FETCH_SITE": "same-origin"}, True, id="same-origin"),
+        pytest.param(0, {"HTTP_SEC_FETCH_SITE": "same-site"}, False, id="same-site"),
+        pytest.param(1, {"HTTP_SEC_FETCH_SITE": "cross-site"}, False, id="cross-site"),
+        pytest.param(1, {}, False, id="neither"),
+    ],
+)
+def test_behind_a_proxy_the_referer_is_compared_with_what_the_browser_asked_for(
+    proxies: int, changes: dict[str, str], counts: bool
+) -> None:
+    """Stock nginx (``proxy_pass`` alone) sets Host to the upstream's name; no click was ever recovered there."""
+    shop = Shop(trusted_proxies=proxies)
+
+    answer = shop.get(HTTP_REFERER="http://shop.example/?" + LINK, HTTP_HOST="127.0.0.1:8000", **changes)
+
+    assert answer.cookie == (stored_cookie() if counts else None)
+
+
+def test_a_referer_without_host_is_none_of_the_shops_pages(shop: Shop) -> None:
+    assert shop.get(HTTP_REFERER="/?" + LINK, HTTP_SEC_FETCH_SITE="same-origin").cookie is None
+
+
 def test_a_request_without_host_brings_no_click_by_its_referer(shop: Shop) -> None:
     environ = make_environ(HTTP_REFERER="http://shop.example/?" + LINK)
     del environ["HTTP_HOST"]

@@ -133,7 +133,7 @@ class ArrivalReader:
                 return click
         # A landing page that a cache served, or one before consent, is only seen as the Referer of the next page.
         if stored is None and may_hold_click(environ.get("HTTP_REFERER", "")):
-            return Click.from_query(_own_referer_query(environ), now=now, sources=self._sources)
+            return Click.from_query(self._own_referer_query(environ), now=now, sources=self._sources)
         return None
 
     def _may_bring_click(self, environ: WSGIEnvironment) -> bool:
@@ -150,6 +150,20 @@ class ArrivalReader:
             return True
         return self._count_fetches and environ.get("HTTP_SEC_FETCH_SITE") == "same-origin"
 
+    def _own_referer_query(self, environ: WSGIEnvironment) -> str:
+        """The query of the Referer if that is a page of this very shop; else empty."""
+        try:
+            referer = urlsplit(environ["HTTP_REFERER"])
+        except ValueError:
+            return ""
+        visitor = Visitor(environ, self._trusted_proxies)
+        is_own = referer.hostname and (
+            referer.hostname in (visitor.host, visitor.forwarded_host)
+            # What the browser says itself: stock nginx hands on neither header (proxy_pass sets Host to the upstream).
+            or environ.get("HTTP_SEC_FETCH_SITE") == "same-origin"
+        )
+        return referer.query if is_own else ""
+
     def _has_consent(self, environ: WSGIEnvironment) -> bool:
         if self._consent is None:
             return True
@@ -163,12 +177,3 @@ class ArrivalReader:
         if isinstance(self._cookie_secure, bool):
             return self._cookie_secure
         return self.visitor(environ).is_https
-
-
-def _own_referer_query(environ: WSGIEnvironment) -> str:
-    """The query of the Referer if that is a page of the very host that is asked; else empty."""
-    try:
-        referer = urlsplit(environ["HTTP_REFERER"])
-        return referer.query if referer.hostname and referer.hostname == Visitor(environ).host else ""
-    except ValueError:
-        return ""
