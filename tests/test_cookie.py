@@ -331,6 +331,13 @@ def test_of_several_candidates_the_newest_valid_one_counts(candidates: list[str]
     assert (click and click.transaction_id) == transaction_id
 
 
+def test_junk_of_our_name_in_front_does_not_hide_the_click() -> None:
+    """A subdomain can plant cookies with a longer path, which browsers send first; eight were enough."""
+    planted = [f"katalys_click={GOLDEN[:-8]}{number:08}" for number in range(49)]
+
+    assert COOKIE.read("; ".join([*planted, OURS]), NOW) == CLICK
+
+
 def test_no_header_makes_the_shop_check_thousands_of_signatures() -> None:
     planted = ["katalys_click=x"] * 5000
 

@@ -35,8 +35,9 @@ __all__ = [
 #: The version inside the payload; a payload of another version is not read as a click.
 VERSION = 1
 
-#: How many cookies of our name are tried in a request; a browser sends one, rarely two (two domains, two paths).
-MOST_CANDIDATES = 8
+#: How many cookies of our name are tried in a request. A browser sends one, rarely two (two domains, two paths); a
+#: subdomain may plant as many as browsers keep, in front of ours. Each costs the check of a signature.
+MOST_CANDIDATES = 50
 
 #: Characters; browsers keep at most 4096 bytes of a cookie (RFC 6265 §6.1).
 LONGEST_VALUE = 4096
