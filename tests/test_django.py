@@ -140,6 +140,7 @@ def test_no_shared_cache_keeps_the_answer(shop: Change) -> None:
         "Content-Type": "text/html; charset=utf-8",
         "X-Own": "1",
         "Cache-Control": "private, max-age=60",
+        "X-Accel-Expires": "0",
     }
     assert sorted(answer.cookies) == ["basket", "katalys_click"]
 

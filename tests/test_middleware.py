@@ -554,6 +554,13 @@ def test_no_request_whatever_changes_the_page(changes: dict[str, str], proxies: 
         pytest.param([("Surrogate-Control", "max-age=3600")], "private", id="surrogate"),
         pytest.param([("CDN-Cache-Control", "max-age=3600")], "private", id="cdn"),
         pytest.param([("Cloudflare-CDN-Cache-Control", "max-age=3600")], "private", id="cloudflare"),
+        *(
+            pytest.param([(name, "max-age=3600")], "private", id=name)
+            for name in (
+                "Vercel-CDN-Cache-Control", "netlify-cdn-cache-control", "Edge-Control", "X-LiteSpeed-Cache-Control",
+                "X-Accel-Expires", "x-accel-expires",
+            )
+        ),
         pytest.param(
             [("surrogate-control", "x"), ("cdn-cache-control", "x"), ("CLOUDFLARE-CDN-CACHE-CONTROL", "x"),
              ("Cache-Control", "public, stale-while-revalidate=60")],
@@ -571,9 +578,10 @@ def test_no_shared_cache_may_keep_a_page_with_the_cookie(headers: Headers, cache
     answer = get(wrapped(application), LINK)
 
     assert {name.lower(): value for name, value in answer.headers if name not in ("X-A", "Set-Cookie")} == {
-        "content-type": "text/plain", "cache-control": cache_control,
+        "content-type": "text/plain", "cache-control": cache_control, "x-accel-expires": "0",
     }  # fmt: skip
     assert [name for name, _ in answer.headers].count("Cache-Control") == 1
+    assert [value for name, value in answer.headers if name.lower() == "x-accel-expires"] == ["0"]
 
 
 def test_a_page_without_the_cookie_stays_cacheable() -> None:
