@@ -188,6 +188,16 @@ class Tracker:
         """The value of the ``Set-Cookie`` header that the answer to this request needs; None for almost every one."""
         return self._arrivals.set_cookie_for(environ)
 
+    def cookie_removal(self, environ: WSGIEnvironment | None = None) -> str:
+        """The value of a ``Set-Cookie`` header that removes the click's cookie, for when a shopper withdraws consent.
+
+        Put it on the answer by which the shop takes note of that.
+
+        :param environ: of the request, which says whether the cookie is Secure where ``cookie_secure`` is ``"auto"``;
+            without it the cookie is removed over https all the same.
+        """
+        return self._arrivals.cookie_removal(environ)
+
     def _make_visit(
         self, content: TokenContent, *, strict: bool | None, defer: Defer | None, unseen: bool = False
     ) -> Visit:

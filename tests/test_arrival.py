@@ -589,6 +589,24 @@ def test_the_cookie_is_secure_as_the_visitors_connection_is(
     assert ("secure" in set_cookie.lower().split("; ")) is secure
 
 
+@pytest.mark.parametrize(
+    ("setting", "environ", "secure"),
+    [
+        pytest.param("auto", None, False, id="auto-unknown"),
+        pytest.param("auto", {"wsgi.url_scheme": "https"}, True, id="auto-tls"),
+        pytest.param("auto", {"wsgi.url_scheme": "http"}, False, id="auto-plain"),
+        pytest.param(True, None, True, id="always"),
+        pytest.param(False, {"wsgi.url_scheme": "https"}, False, id="never"),
+    ],
+)
+def test_a_cookie_is_removed_as_it_was_set(setting: Any, environ: dict[str, str] | None, secure: bool) -> None:
+    """Browsers drop a __Secure- or __Host- cookie that is not Secure, its removal too (RFC 6265bis §4.1.3)."""
+    removal = Shop(cookie_secure=setting).reader.cookie_removal(environ and make_environ(**environ))
+
+    assert removal.startswith("katalys_click=; ")
+    assert ("secure" in removal.lower().split("; ")) is secure
+
+
 def test_a_proxy_that_was_not_announced_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     shop = Shop()
 

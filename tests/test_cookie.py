@@ -189,6 +189,16 @@ def test_the_attributes_are_these(changes: dict[str, str], secure: bool, attribu
     assert found == attributes
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "secure"])
+def test_a_removal_has_the_same_name_and_scope_and_no_time_to_live(secure: bool) -> None:
+    """Else browsers keep the cookie: name, Domain and Path say which one is meant (RFC 6265 §5.3)."""
+    cookie = make(domain="example.com")
+
+    removal, setting = cookie.removal(secure=secure), cookie.set_cookie(CLICK, secure=secure)
+
+    assert removal == setting.replace(GOLDEN, "").replace("Max-Age=2592000", "Max-Age=0")
+
+
 def test_max_age_is_the_attribution_window() -> None:
     """Not Expires, which a browser with a wrong clock would read as long ago."""
     cookie = ClickCookie([SECRET], site_id=SITE_ID, window=timedelta(hours=1)).set_cookie(CLICK, secure=False)

@@ -113,6 +113,14 @@ class ArrivalReader:
         environ[self._is_set_key] = True
         return self._cookie.set_cookie(click, secure=self._is_secure(environ))
 
+    def cookie_removal(self, environ: WSGIEnvironment | None = None) -> str:
+        """The value of the ``Set-Cookie`` header with which the browser forgets the click.
+
+        :param environ: of the request, which says whether the cookie is Secure; without it only the setting does.
+        """
+        secure = self._cookie_secure is True if environ is None else self._is_secure(environ)
+        return self._cookie.removal(secure=secure)
+
     def _read(self, environ: WSGIEnvironment) -> Arrival:
         now = datetime.fromtimestamp(self._clock(), timezone.utc)
         stored = self._cookie.read(environ.get("HTTP_COOKIE", ""), now)

@@ -151,10 +151,11 @@ class ClickCookie:
         self.name = name
         self._prefix = name + "="
         self._window = window
+        self._max_age = int(window.total_seconds())
         # WebOb's max_age= would add an Expires by utcnow(), deprecated since Python 3.12.
         self._attributes = {
             secure: make_cookie(name, "x", path="/", domain=domain, secure=secure, httponly=True, samesite="Lax")
-            .removeprefix(f"{name}=x") + f"; Max-Age={int(window.total_seconds())}"
+            .removeprefix(f"{name}=x") + "; Max-Age="
             for secure in (False, True)
         }  # fmt: skip
 
@@ -180,7 +181,14 @@ class ClickCookie:
 
         :param secure: whether the browser may send it over https only.
         """
-        return self._prefix + self.dumps(click) + self._attributes[secure]
+        return f"{self._prefix}{self.dumps(click)}{self._attributes[secure]}{self._max_age}"
+
+    def removal(self, *, secure: bool) -> str:
+        """The value of the ``Set-Cookie`` header with which the browser forgets the click.
+
+        :param secure: as in :meth:`set_cookie`. Over https either removes the cookie.
+        """
+        return f"{self._prefix}{self._attributes[secure]}0"
 
     def dumps(self, click: Click) -> str:
         """The cookie's value."""
