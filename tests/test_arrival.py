@@ -321,6 +321,51 @@ def test_the_cookie_is_for_the_whole_shop_and_for_no_script_and_no_frame(shop: S
     assert answer.set_cookie.split("; ")[1:] == ["Path=/", "HttpOnly", "SameSite=Lax", "Max-Age=2592000"]
 
 
+@pytest.mark.parametrize(
+    ("query", "changes", "reason"),
+    [
+        pytest.param(GATEWAY_RETURN, {}, "without utm_source", id="gateway"),
+        pytest.param(LINK, {"HTTP_SEC_FETCH_DEST": "iframe"}, "part of a page", id="frame"),
+        pytest.param(LINK, {"REQUEST_METHOD": "POST"}, "not a GET", id="post"),
+        pytest.param("utm_source=a&offer_id=1", {"REQUEST_METHOD": "POST"}, "its utm_source", id="its-own-reason"),
+    ],
+)
+def test_a_link_that_does_not_count_is_logged_with_its_reason(
+    query: str, changes: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network that writes its links in another way loses every sale, and the shop saw nothing."""
+    with caplog.at_level(logging.INFO, "katalys_wsgi"):
+        Shop().get(query, **changes)
+
+    (line,) = caplog.records
+    assert line.levelno == logging.INFO
+    assert line.getMessage().startswith("katalys_wsgi.click_refused reason=")
+    assert reason in line.getMessage()
+
+
+def test_a_reason_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers can send such links as often as they like."""
+    shop = Shop()
+
+    with caplog.at_level(logging.INFO, "katalys_wsgi"):
+        for seconds in (0, 30, 29, 1, 59, 1):
+            shop.clock.advance(seconds)
+            shop.get(GATEWAY_RETURN)
+        shop.get("utm_source=newsletter&transaction_id=T")
+
+    assert len(caplog.records) == 3 + 1
+
+
+@pytest.mark.parametrize("query", ["", "product_id=7", LINK, "utm_source=newsletter"])
+def test_any_other_request_logs_nothing(query: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop()
+
+    with caplog.at_level(logging.INFO, "katalys_wsgi"):
+        shop.get(query, cookie=stored_cookie())
+
+    assert caplog.records == []
+
+
 # --- the click of a landing page that Python never saw ---
 
 

@@ -11,7 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from katalys_wsgi import Click
-from katalys_wsgi.attribution.click import FINGERPRINT, LONGEST_QUERY, MOST_PARAMETERS, MOST_REPLACED, may_hold_click
+from katalys_wsgi.attribution.click import (
+    FINGERPRINT,
+    LONGEST_QUERY,
+    MOST_PARAMETERS,
+    MOST_REPLACED,
+    may_hold_click,
+    read_link,
+)
 
 from .support import LINK
 
@@ -209,6 +216,36 @@ def test_without_sources_any_link_with_offer_and_publisher_is_a_click(
 def test_a_source_of_the_shops_own_is_accepted_instead() -> None:
     assert ids_of("utm_source=Partner&transaction_id=T", ("partner",)) == ("T", None, None)
     assert ids_of(LINK, ("partner",)) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "sources", "reason"),
+    [
+        pytest.param("utm_source=a&transaction_id=T&offer_id=1", SOURCES, "sources", id="foreign-source"),
+        pytest.param("transaction_id=T", SOURCES, "without utm_source", id="no-source"),
+        pytest.param("utm_source=katalys&offer_id=1", SOURCES, "missing", id="no-publisher"),
+        pytest.param("transaction_id=T", (), "without sources", id="no-sources-set"),
+        pytest.param(LINK + "&offer_id=7", SOURCES, "twice", id="contradiction"),
+        pytest.param(LINK + "&aff_id=7", SOURCES, "twice", id="two-names-contradict"),
+        pytest.param("utm_source=katalys&transaction_id=a%20b", SOURCES, "characters", id="alphabet"),
+        pytest.param(LINK + "&a=1" * 200, SOURCES, "too many", id="too-many"),
+    ],
+)
+def test_a_link_with_an_id_that_does_not_count_has_a_reason(query: str, sources: tuple[str, ...], reason: str) -> None:
+    answer = read_link(query, now=NOW, sources=sources)
+
+    assert isinstance(answer, str)
+    assert reason in answer
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "page=2", "product_id=5", "utm_source=katalys&product_id=5", "transaction_id=", "transaction_id",
+     "my_id=1" + "&a=1" * 200, "q=%5Fid="],
+    ids=lambda query: query[:12],
+)  # fmt: skip
+def test_a_link_without_our_ids_needs_no_reason(query: str) -> None:
+    assert read_link(query, now=NOW, sources=SOURCES) == ""
 
 
 # --- a stranger's bytes ---

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from ..events import Events
-from .click import Click, may_hold_click
+from .click import Click, may_hold_click, read_link
 from .cookie import ClickCookie
 from .visitor import Visitor
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 __all__ = ["Arrival", "ArrivalReader"]
+
+#: Seconds for which a reason is not logged again: a link that is wrong is wrong for every shopper.
+QUIET = 60
 
 _numbers = itertools.count()
 
@@ -42,7 +45,7 @@ class ArrivalReader:
 
     :param cookie: reads and writes the click's cookie.
     :param clock: seconds since 1970.
-    :param events: where ``consent_failed`` and ``proxy_ignored`` are emitted.
+    :param events: where ``click_refused``, ``consent_failed`` and ``proxy_ignored`` are emitted.
     :param sources: accepted values of utm_source in lower case; see :meth:`Click.from_query`.
     :param count_fetches: a script's request within the shop may bring a click as well.
     :param attribution: ``"last-click"`` or ``"first-click"``.
@@ -68,6 +71,7 @@ class ArrivalReader:
     ) -> None:
         self._cookie = cookie
         self._clock = clock
+        self._refused_at: dict[str, float] = {}
         self._events = events
         self._sources = sources
         self._count_fetches = count_fetches
@@ -133,16 +137,24 @@ class ArrivalReader:
 
     def _brought(self, environ: WSGIEnvironment, stored: Click | None, now: datetime) -> Click | None:
         """The click that the request itself brings, by its link or its Referer."""
-        if not self._may_bring_click(environ):
-            return None
-        if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
-            click = Click.from_query(environ.get("QUERY_STRING", ""), now=now, sources=self._sources)
-            if click is not None:
-                return click
+        is_page = self._may_bring_click(environ)
+        link = read_link(environ.get("QUERY_STRING", ""), now=now, sources=self._sources)
+        if isinstance(link, Click):
+            if is_page and environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
+                return link
+            link = "the request is not a GET" if is_page else "the browser asks for a part of a page, or a script does"
+        if link:
+            self._log_refusal(link)
         # A landing page that a cache served, or one before consent, is only seen as the Referer of the next page.
-        if stored is None and may_hold_click(environ.get("HTTP_REFERER", "")):
+        if is_page and stored is None and may_hold_click(environ.get("HTTP_REFERER", "")):
             return Click.from_query(self._own_referer_query(environ), now=now, sources=self._sources)
         return None
+
+    def _log_refusal(self, reason: str) -> None:
+        now = self._clock()
+        if not 0 <= now - self._refused_at.get(reason, -QUIET) < QUIET:
+            self._refused_at[reason] = now
+            self._events.emit("click_refused", reason=reason)
 
     def _may_bring_click(self, environ: WSGIEnvironment) -> bool:
         """Whether the browser asks for a page, as far as it says so (https://www.w3.org/TR/fetch-metadata/).

@@ -14,15 +14,9 @@ from datetime import datetime, timedelta
 from urllib.parse import unquote_plus
 
 __all__ = [
-    "CLOCK_SKEW",
-    "FINGERPRINT",
-    "LONGEST_QUERY",
-    "MOST_PARAMETERS",
-    "MOST_REPLACED",
-    "RENEWAL",
-    "Click",
-    "may_hold_click",
-]
+    "CLOCK_SKEW", "FINGERPRINT", "LONGEST_QUERY", "MOST_PARAMETERS", "MOST_REPLACED", "RENEWAL", "Click",
+    "may_hold_click", "read_link",
+]  # fmt: skip
 
 #: Characters of a query that are read; a click's own parameters take less than 1 KiB.
 LONGEST_QUERY = 8192
@@ -48,9 +42,12 @@ _is_id = re.compile(r"[A-Za-z0-9._~:-]{1,128}", re.ASCII).fullmatch
 
 _SOURCE = "utm_source"
 # The link says publisher_id where the postback says aff_id (specification, "Initial Requirements"); both are read.
-_NAMES = {name: name for name in (_SOURCE, "transaction_id", "offer_id", "publisher_id", "aff_id")}
+_IDS = ("transaction_id", "offer_id", "publisher_id", "aff_id")
+_NAMES = {name: name for name in (_SOURCE, *_IDS)}
 # HTML mail that escapes a link twice leaves names such as amp;transaction_id; they count too.
 _NAMES |= {f"amp;{name}": name for name in _NAMES}
+
+_CONTRADICTION = "an id stands there twice, with two values"
 
 
 @dataclass(frozen=True)
@@ -87,15 +84,8 @@ class Click:
         :param now: the time of the request, aware.
         :param sources: accepted values of utm_source in lower case; empty accepts any link with offer and publisher.
         """
-        if not may_hold_click(query):
-            return None
-        found = _parameters(query)
-        if found is None or not _is_of_katalys(*found, sources):
-            return None
-        ids = found[1]
-        if not all(map(_is_id, ids.values())):
-            return None
-        return cls(ids.get("transaction_id"), ids.get("offer_id"), ids.get("publisher_id", ids.get("aff_id")), now)
+        link = read_link(query, now=now, sources=sources)
+        return link if isinstance(link, Click) else None
 
     def is_current(self, now: datetime, window: timedelta) -> bool:
         """Whether the click counts at ``now``: not older than ``window``, and not from the future.
@@ -152,23 +142,45 @@ def may_hold_click(query: str) -> bool:
     return "_id=" in query or ("%" in query and _encoded_name(query) is not None)
 
 
-def _is_of_katalys(given: set[str], ids: Mapping[str, str], sources: Collection[str]) -> bool:
-    """Whether a link with these parameters is one of Katalys'; see :meth:`Click.from_query`."""
+def read_link(query: str, *, now: datetime, sources: Collection[str]) -> Click | str:
+    """The click of a link as :meth:`Click.from_query` makes it, or else why it is not one, for the shop's log.
+
+    The reason is one of few and repeats nothing of the query. It is empty when the link carries none of our ids.
+    """
+    if not may_hold_click(query):
+        return ""
+    found = _parameters(query)
+    if isinstance(found, str):
+        return found
+    given, ids = found
+    reason = _reason(given, ids, sources)
+    if reason or not ids:
+        return reason
+    return Click(ids.get("transaction_id"), ids.get("offer_id"), ids.get("publisher_id", ids.get("aff_id")), now)
+
+
+def _reason(given: set[str], ids: Mapping[str, str], sources: Collection[str]) -> str:
+    """Why a link with these parameters is not one of Katalys'; empty when it is, or carries no id."""
+    if not ids:
+        return ""
     is_pair = "offer_id" in ids and ("publisher_id" in ids or "aff_id" in ids)
-    if not sources:
-        return is_pair
-    if not given:
-        return is_pair and "transaction_id" in ids and "publisher_id" in ids
-    return ("transaction_id" in ids or is_pair) and not given.isdisjoint(sources)
+    if sources and not given:
+        if not (is_pair and "transaction_id" in ids and "publisher_id" in ids):
+            return "without utm_source it takes transaction_id, offer_id and publisher_id"
+    elif sources and given.isdisjoint(sources):
+        return "its utm_source is not among the setting sources"
+    elif not is_pair and not (sources and "transaction_id" in ids):
+        return "an id is missing" if sources else "without sources it takes offer_id and publisher_id"
+    return "" if all(map(_is_id, ids.values())) else "an id has characters that no id of Katalys' has"
 
 
-def _parameters(query: str) -> tuple[set[str], dict[str, str]] | None:
-    """Every utm_source in lower case, and the ids by name; None when ids contradict each other or there is too much."""
+def _parameters(query: str) -> tuple[set[str], dict[str, str]] | str:
+    """Every utm_source in lower case, and the ids by name; or why the link is not one of Katalys'."""
     if len(query) > LONGEST_QUERY:
         query = query[:LONGEST_QUERY].rpartition("&")[0]  # half a value would be a wrong one
     parts = query.split("&", MOST_PARAMETERS)
     if len(parts) > MOST_PARAMETERS:
-        return None
+        return "it has too many parameters" if any(name in query for name in _IDS) else ""
     given: set[str] = set()
     ids: dict[str, str] = {}
     for part in parts:  # not parse_qsl: most of a link is plain, and half of it is meant for others
@@ -179,8 +191,8 @@ def _parameters(query: str) -> tuple[set[str], dict[str, str]] | None:
         if name == _SOURCE:
             given.add(value.strip().lower())
         elif name and value and ids.setdefault(name, value) != value:
-            return None
+            return _CONTRADICTION
     given.discard("")
     if "aff_id" in ids and ids.get("publisher_id", ids["aff_id"]) != ids["aff_id"]:
-        return None
+        return _CONTRADICTION
     return given, ids
