@@ -84,6 +84,10 @@ EVENTS: Mapping[str, EventType] = MappingProxyType({
         "Put ClickMiddleware (or the framework's adapter) around the application.",
     ),
     # attribution
+    "click_refused": EventType(
+        INFO, ("reason",), "A link with an id of Katalys' brought no click; logged once a minute for each reason.",
+        "Compare it with Katalys' own links; a payment gateway's or another network's link is rightly refused.",
+    ),
     "cookie_unreadable": EventType(
         DEBUG, ("reason",), "A click cookie was altered, cut short or signed with an unknown key.",
     ),

@@ -86,10 +86,10 @@ class Katalys:
 
     @property
     def visit(self) -> Visit:
-        """The current request's visit, one object during the request."""
+        """The current request's visit, one object during the request; a new one as long as consent is refused."""
         tracker = self.tracker
         owner, visit = request.environ.get(VISIT, (None, None))
-        if owner is not tracker:
+        if owner is not tracker or visit.no_consent:
             # app.test_request_context() goes past the middleware, which init_app() has put in its place all the same.
             request.environ.setdefault(TRACKER, tracker)
             visit = tracker.visit(request.environ, strict=self._strict())

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .attribution.click import MARKER
 from .tracker import Tracker
 from .visit import TRACKER
 
@@ -15,8 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ClickMiddleware", "with_cookie"]
 
-# Headers by which a shared cache may keep a response whatever Cache-Control says.
-_FOR_SHARED_CACHES = frozenset({"surrogate-control", "cdn-cache-control", "cloudflare-cdn-cache-control"})
+# Headers by which a shared cache may keep a response whatever Cache-Control says: RFC 9213's, Fastly's and Varnish's,
+# Akamai's, LiteSpeed's, nginx'.
+_FOR_SHARED_CACHES = frozenset({
+    "cdn-cache-control", "surrogate-control", "edge-control", "x-litespeed-cache-control", "x-accel-expires",
+})  # fmt: skip
+# RFC 9213 §2.2 has one for each vendor: Cloudflare-CDN-Cache-Control, Vercel-CDN-Cache-Control and so on.
+_FOR_ONE_CDN = "-cdn-cache-control"
 # Directives of Cache-Control that a response with our cookie loses; it gets "private" instead.
 _REPLACED = frozenset({"public", "s-maxage", "private"})
 
@@ -49,20 +53,28 @@ class ClickMiddleware:
         environ[TRACKER] = self._tracker
         if self._first_request.pending:
             self._first_request()
-        # Almost every request ends here; one that may bring a click is looked at more closely.
-        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
+        # Almost every request ends here. An id's name has an underscore or is percent-encoded, and single characters
+        # are found fastest; set_cookie_for() looks more closely at the rest.
+        query = environ.get("QUERY_STRING", "")
+        if "_" not in query and "%" not in query and "?" not in environ.get("HTTP_REFERER", ""):
             return self._app(environ, start_response)
         set_cookie = self._tracker.set_cookie_for(environ)
-        if set_cookie is None:
-            return self._app(environ, start_response)
+        if set_cookie is not None:
+            start_response = _setting_cookie(start_response, set_cookie)
+        return self._app(environ, start_response)
 
-        def start_with_cookie(
-            status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
-        ) -> Callable[[bytes], object]:
-            # PEP 3333 passes exc_info by position, but servers take it by name as well, and so does this.
-            return start_response(status, with_cookie(headers, set_cookie), *exc_info, **named)
 
-        return self._app(environ, start_with_cookie)
+# Not inside __call__, where the variables of a closure would slow down every request.
+def _setting_cookie(start_response: StartResponse, set_cookie: str) -> StartResponse:
+    """A ``start_response`` that adds the cookie to what the application answers."""
+
+    def start_with_cookie(
+        status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
+    ) -> Callable[[bytes], object]:
+        # PEP 3333 passes exc_info by position, but servers take it by name as well, and so does this.
+        return start_response(status, with_cookie(headers, set_cookie), *exc_info, **named)
+
+    return start_with_cookie
 
 
 def with_cookie(headers: Iterable[tuple[str, str]], set_cookie: str) -> list[tuple[str, str]]:
@@ -70,7 +82,8 @@ def with_cookie(headers: Iterable[tuple[str, str]], set_cookie: str) -> list[tup
 
     Set-Cookie alone does not stop a cache (RFC 9111 §7.3), and a stored landing page would credit a whole shop to
     one affiliate. So Cache-Control gets ``private`` and loses ``public`` and ``s-maxage``; ``no-store`` and every
-    other directive stay. Headers that instruct shared caches are removed.
+    other directive stay. Headers that instruct shared caches are removed; ``X-Accel-Expires: 0`` is for nginx, which
+    believes it before Cache-Control.
 
     :param headers: as the application gave them; they are not changed.
     :param set_cookie: the value of the ``Set-Cookie`` header.
@@ -81,10 +94,11 @@ def with_cookie(headers: Iterable[tuple[str, str]], set_cookie: str) -> list[tup
         name = header[0].lower()
         if name == "cache-control":
             cache_control += _directives(header[1])
-        elif name not in _FOR_SHARED_CACHES:
+        elif name not in _FOR_SHARED_CACHES and not name.endswith(_FOR_ONE_CDN):
             kept.append(header)
     private = [directive.strip() for directive in cache_control if not _is_replaced(directive)]
     kept.append(("Cache-Control", ", ".join(["private", *filter(None, private)])))
+    kept.append(("X-Accel-Expires", "0"))
     kept.append(("Set-Cookie", set_cookie))
     return kept
 

@@ -13,7 +13,6 @@ from pyramid.response import Response
 from pyramid.settings import asbool
 from pyramid.tweens import INGRESS
 
-from .attribution.click import MARKER
 from .errors import ConfigurationError
 from .middleware import with_cookie
 from .settings import ENVIRONMENT, INI, Settings
@@ -92,19 +91,17 @@ def includeme(config: Configurator) -> None:
 def click_tween_factory(handler: Handler, registry: Registry) -> Handler:
     """Make the tween that keeps the click of an inbound Katalys link in a signed cookie."""
     tracker: Tracker = registry[REGISTERED]
-    memo = f"katalys_wsgi.pyramid.{tracker.settings.cookie_name}"
+    memo = f"katalys_wsgi.pyramid.{id(tracker)}"  # which lives as long as the tween
 
     def click_tween(request: Request) -> Response:
         environ = request.environ
         environ[TRACKER] = tracker
         if tracker.first_request.pending:
             tracker.first_request()
-        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
-            return handler(request)
         # pyramid_retry sends the same environ through again; what was decided at first still holds.
-        if memo not in environ:
-            environ[memo] = tracker.set_cookie_for(environ)
-        set_cookie = environ[memo]
+        set_cookie = environ.get(memo) or tracker.set_cookie_for(environ)
+        if set_cookie is not None:
+            environ[memo] = set_cookie
         response = handler(request)
         if set_cookie is None or ("Set-Cookie", set_cookie) in response.headerlist:  # a subrequest's own answer
             return response

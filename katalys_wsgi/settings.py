@@ -96,6 +96,7 @@ class Options(TypedDict, total=False):
     attribution: Attribution
     attribution_window: timedelta | float
     sources: str | Iterable[str]
+    count_fetches: bool
     cookie_name: str
     cookie_domain: str | None
     cookie_secure: bool | Literal["auto"]
@@ -143,6 +144,7 @@ class Settings:
     # Katalys' programs pay for sales within 30 days of the click unless agreed otherwise.
     attribution_window: timedelta = _setting(checks.duration(60, checks.LONGEST_WINDOW), default=timedelta(days=30))
     sources: tuple[str, ...] = _setting(checks.sources, default=("katalys", "revoffers"))
+    count_fetches: bool = _setting(checks.boolean, default=False)
     cookie_name: str = _setting(checks.cookie_name, default="katalys_click")
     cookie_domain: str | None = _setting(checks.cookie_domain, default=None)
     cookie_secure: bool | Literal["auto"] = _setting(checks.boolean_or_auto, default="auto")

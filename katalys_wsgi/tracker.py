@@ -71,16 +71,18 @@ class Tracker:
         self._relay = PerProcess(self._make_relay)
         self._thread = PerProcess(lambda: RelayThread(self._make_relay, self._events))
         self._stopped_pid: int | None = None  # a child of the process that was stopped delivers
-        self._tokens = VisitTokens(settings.secret_key)
+        self._tokens = VisitTokens(settings.secret_key, site_id=settings.site_id)
         self._arrivals = ArrivalReader(
             ClickCookie(
                 settings.secret_key,
+                site_id=settings.site_id,
                 window=settings.attribution_window,
                 name=settings.cookie_name,
                 domain=settings.cookie_domain,
                 events=self._events,
             ),
             sources=settings.sources,
+            count_fetches=settings.count_fetches,
             attribution=settings.attribution,
             consent=settings.consent,
             reports_every_order=settings.conversion_type == "offline_conv",
@@ -185,6 +187,16 @@ class Tracker:
     def set_cookie_for(self, environ: WSGIEnvironment) -> str | None:
         """The value of the ``Set-Cookie`` header that the answer to this request needs; None for almost every one."""
         return self._arrivals.set_cookie_for(environ)
+
+    def cookie_removal(self, environ: WSGIEnvironment | None = None) -> str:
+        """The value of a ``Set-Cookie`` header that removes the click's cookie, for when a shopper withdraws consent.
+
+        Put it on the answer by which the shop takes note of that.
+
+        :param environ: of the request, which says whether the cookie is Secure where ``cookie_secure`` is ``"auto"``;
+            without it the cookie is removed over https all the same.
+        """
+        return self._arrivals.cookie_removal(environ)
 
     def _make_visit(
         self, content: TokenContent, *, strict: bool | None, defer: Defer | None, unseen: bool = False

@@ -16,7 +16,7 @@ from katalys_wsgi.attribution.arrival import Arrival, ArrivalReader
 from katalys_wsgi.attribution.cookie import ClickCookie
 from katalys_wsgi.events import Events
 
-from .support import BUYER_AGENT, BUYER_IP, LINK, OLD_SECRET, SECRET, Clock, make_environ
+from .support import BUYER_AGENT, BUYER_IP, LINK, OLD_SECRET, SECRET, SITE_ID, Clock, make_environ
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 DIRECT_LINK = "utm_source=Katalys&offer_id=1234&publisher_id=5678"
@@ -45,7 +45,7 @@ class Shop:
     ) -> None:
         self.clock = Clock(NOW.timestamp())
         options = {"clock": self.clock, "events": Events(), "sources": ("katalys", "revoffers"), **rules}
-        self.reader = ArrivalReader(ClickCookie(keys, window=window), **options)
+        self.reader = ArrivalReader(ClickCookie(keys, site_id=SITE_ID, window=window), **options)
         self.seen: list[Click | None] = []
 
     def get(self, query: str = "", **changes: Any) -> Answer:
@@ -67,7 +67,7 @@ def stored_cookie(link: str = LINK, *, at: datetime = NOW, key: str = SECRET) ->
     """The Cookie header of a shopper who came through ``link``."""
     click = Click.from_query(link, now=at, sources=("katalys",))
     assert click is not None
-    return "katalys_click=" + ClickCookie([key], window=timedelta(days=30)).dumps(click)
+    return "katalys_click=" + ClickCookie([key], site_id=SITE_ID, window=timedelta(days=30)).dumps(click)
 
 
 def transaction_of(click: Click | None) -> str | None:
@@ -164,8 +164,20 @@ def test_last_click_the_second_link_wins(shop: Shop) -> None:
 
     second = shop.get(OTHER_LINK, cookie=first)
 
-    assert second.cookie == stored_cookie(OTHER_LINK, at=shop.clock.time)
-    assert [transaction_of(click) for click in shop.seen] == ["1234abcd", "another"]
+    assert second.cookie is not None
+    assert shop.get(cookie=second.cookie).arrival == Arrival(shop.seen[1])
+    assert [transaction_of(click) for click in shop.seen] == ["1234abcd", "another", "another"]
+
+
+def test_an_old_tab_that_is_loaded_again_brings_no_click(shop: Shop) -> None:
+    """Land through A, land through B, reload A's tab: the sale is B's."""
+    first = shop.get(LINK).cookie
+    second = shop.get(OTHER_LINK, cookie=first).cookie
+
+    reloaded = shop.get(LINK, cookie=second)
+
+    assert reloaded.cookie is None
+    assert [transaction_of(click) for click in shop.seen] == ["1234abcd", "another", "another"]
 
 
 def test_first_click_the_first_link_wins() -> None:
@@ -218,8 +230,9 @@ def test_a_click_is_signed_with_the_new_key_and_read_with_the_old_one() -> None:
     browse = shop.get(cookie=stored_cookie(key=OLD_SECRET))
     landing = shop.get(OTHER_LINK, cookie=stored_cookie(key=OLD_SECRET))
 
-    assert (browse.cookie, landing.cookie) == (None, stored_cookie(OTHER_LINK))
+    assert browse.cookie is None
     assert transaction_of(shop.seen[0]) == "1234abcd"
+    assert Shop(keys=(SECRET,)).get(cookie=landing.cookie).arrival == Arrival(shop.seen[1])
 
 
 @pytest.mark.parametrize(
@@ -244,6 +257,52 @@ def test_only_a_page_sets_the_cookie(shop: Shop, destination: str | None, counts
 
 
 @pytest.mark.parametrize(
+    ("destination", "mode", "counts"),
+    [
+        pytest.param("empty", "navigate", True, id="through-a-service-worker"),
+        pytest.param("empty", "cors", False, id="fetch"),
+        pytest.param("empty", "no-cors", False, id="beacon"),
+        pytest.param("empty", None, False, id="no-mode"),
+        pytest.param("iframe", "navigate", False, id="frame"),
+        pytest.param("image", "navigate", False, id="image"),
+    ],
+)
+def test_a_page_that_came_through_a_service_worker_counts(
+    shop: Shop, destination: str, mode: str | None, counts: bool
+) -> None:
+    """Chromium then says ``empty`` and ``navigate``; every click of such a shop was lost."""
+    changes = {"HTTP_SEC_FETCH_DEST": destination} | ({"HTTP_SEC_FETCH_MODE": mode} if mode else {})
+
+    assert (shop.get(LINK, **changes).cookie is not None) is counts
+
+
+@pytest.mark.parametrize(
+    ("count_fetches", "destination", "site", "counts"),
+    [
+        pytest.param(True, "empty", "same-origin", True, id="own-script"),
+        pytest.param(False, "empty", "same-origin", False, id="off"),
+        pytest.param(True, "empty", "same-site", False, id="subdomain"),
+        pytest.param(True, "empty", "cross-site", False, id="another-site"),
+        pytest.param(True, "empty", None, False, id="unknown-site"),
+        pytest.param(True, "image", "same-origin", False, id="image"),
+        pytest.param(True, "iframe", "same-origin", False, id="frame"),
+    ],
+)
+@pytest.mark.parametrize("by", ["link", "referer"])
+def test_with_count_fetches_the_shops_own_scripts_may_bring_a_click(
+    by: str, count_fetches: bool, destination: str, site: str | None, counts: bool
+) -> None:
+    """Turbo and htmx: behind a cached landing page, the first request that reaches Python is a script's."""
+    shop = Shop(count_fetches=count_fetches)
+    changes = {"HTTP_SEC_FETCH_DEST": destination, "HTTP_SEC_FETCH_MODE": "cors"}
+    changes |= {"HTTP_SEC_FETCH_SITE": site} if site else {}
+
+    answer = shop.get(LINK, **changes) if by == "link" else shop.get(**OWN_REFERER, **changes)
+
+    assert (answer.cookie is not None) is counts
+
+
+@pytest.mark.parametrize(
     "purpose",
     [{"HTTP_SEC_PURPOSE": "prefetch"}, {"HTTP_SEC_PURPOSE": "prefetch;prerender"}, {"HTTP_PURPOSE": "prefetch"},
      {"HTTP_X_MOZ": "prefetch"}],
@@ -260,6 +319,51 @@ def test_the_cookie_is_for_the_whole_shop_and_for_no_script_and_no_frame(shop: S
 
     assert answer.set_cookie is not None
     assert answer.set_cookie.split("; ")[1:] == ["Path=/", "HttpOnly", "SameSite=Lax", "Max-Age=2592000"]
+
+
+@pytest.mark.parametrize(
+    ("query", "changes", "reason"),
+    [
+        pytest.param(GATEWAY_RETURN, {}, "without utm_source", id="gateway"),
+        pytest.param(LINK, {"HTTP_SEC_FETCH_DEST": "iframe"}, "part of a page", id="frame"),
+        pytest.param(LINK, {"REQUEST_METHOD": "POST"}, "not a GET", id="post"),
+        pytest.param("utm_source=a&offer_id=1", {"REQUEST_METHOD": "POST"}, "its utm_source", id="its-own-reason"),
+    ],
+)
+def test_a_link_that_does_not_count_is_logged_with_its_reason(
+    query: str, changes: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network that writes its links in another way loses every sale, and the shop saw nothing."""
+    with caplog.at_level(logging.INFO, "katalys_wsgi"):
+        Shop().get(query, **changes)
+
+    (line,) = caplog.records
+    assert line.levelno == logging.INFO
+    assert line.getMessage().startswith("katalys_wsgi.click_refused reason=")
+    assert reason in line.getMessage()
+
+
+def test_a_reason_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers can send such links as often as they like."""
+    shop = Shop()
+
+    with caplog.at_level(logging.INFO, "katalys_wsgi"):
+        for seconds in (0, 30, 29, 1, 59, 1):
+            shop.clock.advance(seconds)
+            shop.get(GATEWAY_RETURN)
+        shop.get("utm_source=newsletter&transaction_id=T")
+
+    assert len(caplog.records) == 3 + 1
+
+
+@pytest.mark.parametrize("query", ["", "product_id=7", LINK, "utm_source=newsletter"])
+def test_any_other_request_logs_nothing(query: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop()
+
+    with caplog.at_level(logging.INFO, "katalys_wsgi"):
+        shop.get(query, cookie=stored_cookie())
+
+    assert caplog.records == []
 
 
 # --- the click of a landing page that Python never saw ---
@@ -300,6 +404,37 @@ def test_a_same_host_referer_brings_the_click(shop: Shop, referer: str, host: st
 
 
 OWN_REFERER = {"HTTP_REFERER": "http://shop.example/?" + LINK, "HTTP_HOST": "shop.example"}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "changes", "counts"),
+    [
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "shop.example"}, True, id="forwarded"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "Shop.example:443"}, True, id="with-port"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "evil.example, shop.example"}, True, id="appended"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "shop.example, evil.example"}, False, id="what-the-visitor-wrote"),
+        pytest.param(2, {"HTTP_X_FORWARDED_HOST": "shop.example"}, True, id="two-proxies-one-entry"),
+        pytest.param(1, {"HTTP_X_FORWARDED_HOST": "["}, False, id="unreadable"),
+        pytest.param(0, {"HTTP_X_FORWARDED_HOST": "shop.example"}, False, id="no-trusted-proxy"),
+        pytest.param(0, {"HTTP_SEC_FETCH_SITE": "same-origin"}, True, id="same-origin"),
+        pytest.param(0, {"HTTP_SEC_FETCH_SITE": "same-site"}, False, id="same-site"),
+        pytest.param(1, {"HTTP_SEC_FETCH_SITE": "cross-site"}, False, id="cross-site"),
+        pytest.param(1, {}, False, id="neither"),
+    ],
+)
+def test_behind_a_proxy_the_referer_is_compared_with_what_the_browser_asked_for(
+    proxies: int, changes: dict[str, str], counts: bool
+) -> None:
+    """Stock nginx (``proxy_pass`` alone) sets Host to the upstream's name; no click was ever recovered there."""
+    shop = Shop(trusted_proxies=proxies)
+
+    answer = shop.get(HTTP_REFERER="http://shop.example/?" + LINK, HTTP_HOST="127.0.0.1:8000", **changes)
+
+    assert answer.cookie == (stored_cookie() if counts else None)
+
+
+def test_a_referer_without_host_is_none_of_the_shops_pages(shop: Shop) -> None:
+    assert shop.get(HTTP_REFERER="/?" + LINK, HTTP_SEC_FETCH_SITE="same-origin").cookie is None
 
 
 def test_a_request_without_host_brings_no_click_by_its_referer(shop: Shop) -> None:
@@ -411,6 +546,31 @@ def test_the_banner_is_asked_once_a_request_and_only_when_there_is_a_click() -> 
     assert banner.asked == 1
 
 
+def test_a_refusal_is_not_remembered_and_a_yes_is() -> None:
+    """The middleware asks before the application has loaded its session; the checkout then asks in vain, or not."""
+    banner = Banner(given=False)
+    shop = Shop(consent=banner)
+    environ = make_environ(GATEWAY_RETURN, cookie=stored_cookie())
+
+    refused = shop.answer(environ).arrival
+    banner.given = True
+    consented = shop.answer(environ).arrival
+    banner.given = False
+
+    assert refused == Arrival(None, refused=True)
+    assert transaction_of(consented.click) == "1234abcd"
+    assert shop.answer(environ).arrival is consented
+
+
+def test_a_request_that_passes_two_shops_is_read_by_each() -> None:
+    """One returned the click of the other without having asked for consent."""
+    open_shop, strict_shop = Shop(), Shop(consent=Banner(given=False))
+    environ = make_environ(LINK)
+
+    assert open_shop.answer(environ).arrival.click is not None
+    assert strict_shop.answer(environ).arrival == Arrival(None, refused=True)
+
+
 def test_a_banner_that_raises_is_a_refusal_and_does_not_break_the_page(caplog: pytest.LogCaptureFixture) -> None:
     def broken(environ: dict[str, Any]) -> bool:
         raise ZeroDivisionError("ann@example.com")
@@ -423,7 +583,7 @@ def test_a_banner_that_raises_is_a_refusal_and_does_not_break_the_page(caplog: p
     assert answer.arrival == Arrival(None, refused=True)
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.ERROR, "katalys_wsgi.consent_failed reason=ZeroDivisionError")
-    ]
+    ] * 2  # once for the cookie, once for the view
 
 
 @pytest.mark.parametrize(("every_order", "asked"), [(False, 0), (True, 1)])
@@ -472,6 +632,24 @@ def test_the_cookie_is_secure_as_the_visitors_connection_is(
 
     assert set_cookie is not None
     assert ("secure" in set_cookie.lower().split("; ")) is secure
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "secure"),
+    [
+        pytest.param("auto", None, False, id="auto-unknown"),
+        pytest.param("auto", {"wsgi.url_scheme": "https"}, True, id="auto-tls"),
+        pytest.param("auto", {"wsgi.url_scheme": "http"}, False, id="auto-plain"),
+        pytest.param(True, None, True, id="always"),
+        pytest.param(False, {"wsgi.url_scheme": "https"}, False, id="never"),
+    ],
+)
+def test_a_cookie_is_removed_as_it_was_set(setting: Any, environ: dict[str, str] | None, secure: bool) -> None:
+    """Browsers drop a __Secure- or __Host- cookie that is not Secure, its removal too (RFC 6265bis §4.1.3)."""
+    removal = Shop(cookie_secure=setting).reader.cookie_removal(environ and make_environ(**environ))
+
+    assert removal.startswith("katalys_click=; ")
+    assert ("secure" in removal.lower().split("; ")) is secure
 
 
 def test_a_proxy_that_was_not_announced_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -35,6 +35,7 @@ from .support import (
     LINK,
     OLD_SECRET,
     SECRET,
+    SITE_ID,
     Clock,
     free_port,
     make_conversion,
@@ -630,6 +631,7 @@ def make_cookie(make_tracker: Callable[..., Tracker]) -> MakeCookie:
 @pytest.fixture
 def decode(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs ``decode`` with the secret key in the environment."""
+    monkeypatch.setenv("KATALYS_SITE_ID", SITE_ID)
     monkeypatch.setenv("KATALYS_SECRET_KEY", SECRET)
     return lambda *arguments: run("decode", *arguments)
 
@@ -704,6 +706,24 @@ def test_what_is_not_a_cookie_is_code_1(decode: Run, given: str) -> None:
 
 def test_a_cookie_of_another_key_is_code_1(decode: Run, make_cookie: MakeCookie) -> None:
     assert decode(make_cookie(OLD_SECRET))[0] == 1
+
+
+def test_a_cookie_of_another_site_is_code_1(decode: Run, make_cookie: MakeCookie) -> None:
+    code, _, err = decode(make_cookie(site_id="KA-7654321"))
+
+    assert code == 1
+    assert "KATALYS_SITE_ID" in err
+
+
+def test_without_a_site_decode_checks_no_signature(
+    run: Run, make_cookie: MakeCookie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KATALYS_SECRET_KEY", SECRET)
+
+    code, out, err = run("decode", "--json", make_cookie())
+
+    assert (code, json.loads(out)["signature"]) == (0, "not checked")
+    assert "no site_id is set (KATALYS_SITE_ID" in err
 
 
 def test_with_a_key_that_cannot_work_decode_is_code_2(

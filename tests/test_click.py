@@ -11,7 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from katalys_wsgi import Click
-from katalys_wsgi.attribution.click import LONGEST_QUERY, MOST_PARAMETERS
+from katalys_wsgi.attribution.click import (
+    FINGERPRINT,
+    LONGEST_QUERY,
+    MOST_PARAMETERS,
+    MOST_REPLACED,
+    may_hold_click,
+    read_link,
+)
 
 from .support import LINK
 
@@ -50,12 +57,21 @@ def test_the_specifications_link_is_a_click() -> None:
         pytest.param("utm_source=KATALYS&transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="upper-case"),
         pytest.param("transaction_id=T&publisher_id=2&a=b&offer_id=1&utm_source=katalys", ("T", "1", "2"), id="order"),
         pytest.param("utm_source=katalys&transaction_id=T", ("T", None, None), id="transaction-only"),
+        pytest.param("utm_source=%20Katalys%0A&transaction_id=T", ("T", None, None), id="blanks-around-the-source"),
+        pytest.param("utm_source=+katalys+&transaction_id=T", ("T", None, None), id="plus-around-the-source"),
+        pytest.param("transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="no-source-all-three"),
+        pytest.param("utm_source=&transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="empty-source"),
+        pytest.param("transaction_id=T&offer_id=1&publisher_id=2&aff_id=2", ("T", "1", "2"), id="no-source-four"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2", (None, "1", "2"), id="direct-link"),
         pytest.param("utm_source=katalys&offer_id=1&aff_id=2", (None, "1", "2"), id="aff-id"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2&aff_id=2", (None, "1", "2"), id="both-the-same"),
         pytest.param("utm_source=katalys&transaction_id=T&offer_id=1", ("T", "1", None), id="no-publisher"),
         pytest.param("utm_source=katalys&transaction_id=&offer_id=1&publisher_id=2", (None, "1", "2"), id="empty-id"),
         pytest.param("utm_source=katalys&transaction_id=aB3.~:_-", ("aB3.~:_-", None, None), id="every-sign"),
+        pytest.param("utm_source=katalys&transaction%5Fid=T", ("T", None, None), id="encoded-underscore"),
+        pytest.param("utm_source=katalys&transaction_%69d=T", ("T", None, None), id="encoded-letter"),
+        pytest.param("utm_source=katalys&transaction_i%64=T", ("T", None, None), id="encoded-last-letter"),
+        pytest.param("utm%5fsource=katalys&%74ransaction_id=T", ("T", None, None), id="encoded-first-letter"),
         pytest.param("utm_source=katalys&transaction_id=a%3Ab%7Ec", ("a:b~c", None, None), id="percent-encoded"),
         pytest.param(
             "utm_source=Katalys&transaction_id=102ef7451ec3e20cf1360ef6df7e1e&offer_id=1234&publisher_id=5678",
@@ -72,7 +88,9 @@ def test_a_link_of_katalys_is_a_click(query: str, ids: tuple[str | None, ...]) -
     [
         pytest.param("", id="nothing"),
         pytest.param("product_id=5", id="any-id"),
-        pytest.param("transaction_id=T&offer_id=1&publisher_id=2", id="no-source"),
+        pytest.param("transaction_id=T&offer_id=1&aff_id=2", id="no-source-and-aff-id"),
+        pytest.param("transaction_id=T&offer_id=1", id="no-source-and-no-publisher"),
+        pytest.param("offer_id=1&publisher_id=2", id="no-source-and-no-transaction"),
         pytest.param("utm_source=newsletter&transaction_id=T&offer_id=1&publisher_id=2", id="another-source"),
         pytest.param("utm_source=katalys2&transaction_id=T", id="source-prefix"),
         pytest.param("utm_source=&transaction_id=T", id="empty-source"),
@@ -141,13 +159,30 @@ def test_the_longest_id_has_128_characters() -> None:
         pytest.param("utm_source=katalys&transaction_id=T&offer_id=1&offer_id=2&publisher_id=3", id="offer"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2&publisher_id=3", id="publisher"),
         pytest.param("utm_source=katalys&offer_id=1&publisher_id=2&aff_id=3", id="publisher-and-aff"),
-        pytest.param("utm_source=katalys&utm_source=newsletter&transaction_id=T", id="source"),
+        pytest.param("transaction_id=T&offer_id=1&publisher_id=2&aff_id=3", id="publisher-and-aff-without-source"),
         pytest.param("utm_source=katalys&transaction_id=T&amp;transaction_id=U", id="escaped-name"),
         pytest.param("utm_source=katalys&transaction_id=T&transaction_id=t", id="case"),
     ],
 )
 def test_parameters_that_contradict_each_other_make_no_click(query: str) -> None:
     assert click_of(query) is None
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param("utm_source=Katalys&transaction_id=T&utm_source=newsletter", id="ours-first"),
+        pytest.param("utm_source=newsletter&transaction_id=T&utm_source=katalys", id="ours-last"),
+        pytest.param("utm_source=a&utm_source=RevOffers&utm_source=&utm_source=b&transaction_id=T", id="between"),
+    ],
+)
+def test_any_accepted_source_among_several_counts(query: str) -> None:
+    """Newsletter tools add a utm_source of their own to every link; that cancelled the click."""
+    assert ids_of(query) == ("T", None, None)
+
+
+def test_several_sources_of_others_make_no_click() -> None:
+    assert click_of("utm_source=a&utm_source=b&transaction_id=T&offer_id=1&publisher_id=2") is None
 
 
 def test_the_same_parameter_twice_with_one_value_is_a_click() -> None:
@@ -165,7 +200,7 @@ def test_a_link_that_was_escaped_twice_is_a_click() -> None:
         pytest.param("offer_id=1&publisher_id=2", (None, "1", "2"), id="pair"),
         pytest.param("transaction_id=T&offer_id=1&publisher_id=2", ("T", "1", "2"), id="all-three"),
         pytest.param("utm_source=any&offer_id=1&publisher_id=2", (None, "1", "2"), id="any-source"),
-        pytest.param("utm_source=a&utm_source=b&offer_id=1&aff_id=2", None, id="contradicting-source"),
+        pytest.param("utm_source=a&utm_source=b&offer_id=1&aff_id=2", (None, "1", "2"), id="two-sources"),
         pytest.param("transaction_id=T", None, id="transaction-only"),
         pytest.param("utm_source=katalys&transaction_id=T", None, id="transaction-and-source"),
         pytest.param("status=successful&tx_ref=1&transaction_id=3500588", None, id="gateway"),
@@ -181,6 +216,36 @@ def test_without_sources_any_link_with_offer_and_publisher_is_a_click(
 def test_a_source_of_the_shops_own_is_accepted_instead() -> None:
     assert ids_of("utm_source=Partner&transaction_id=T", ("partner",)) == ("T", None, None)
     assert ids_of(LINK, ("partner",)) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "sources", "reason"),
+    [
+        pytest.param("utm_source=a&transaction_id=T&offer_id=1", SOURCES, "sources", id="foreign-source"),
+        pytest.param("transaction_id=T", SOURCES, "without utm_source", id="no-source"),
+        pytest.param("utm_source=katalys&offer_id=1", SOURCES, "missing", id="no-publisher"),
+        pytest.param("transaction_id=T", (), "without sources", id="no-sources-set"),
+        pytest.param(LINK + "&offer_id=7", SOURCES, "twice", id="contradiction"),
+        pytest.param(LINK + "&aff_id=7", SOURCES, "twice", id="two-names-contradict"),
+        pytest.param("utm_source=katalys&transaction_id=a%20b", SOURCES, "characters", id="alphabet"),
+        pytest.param(LINK + "&a=1" * 200, SOURCES, "too many", id="too-many"),
+    ],
+)
+def test_a_link_with_an_id_that_does_not_count_has_a_reason(query: str, sources: tuple[str, ...], reason: str) -> None:
+    answer = read_link(query, now=NOW, sources=sources)
+
+    assert isinstance(answer, str)
+    assert reason in answer
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "page=2", "product_id=5", "utm_source=katalys&product_id=5", "transaction_id=", "transaction_id",
+     "my_id=1" + "&a=1" * 200, "q=%5Fid="],
+    ids=lambda query: query[:12],
+)  # fmt: skip
+def test_a_link_without_our_ids_needs_no_reason(query: str) -> None:
+    assert read_link(query, now=NOW, sources=SOURCES) == ""
 
 
 # --- a stranger's bytes ---
@@ -266,6 +331,34 @@ def test_every_id_of_the_alphabet_arrives_unchanged(transaction_id: str, offer_i
     assert click_of(query) == Click(transaction_id, offer_id, publisher_id, NOW)
 
 
+_encoded_links = st.lists(st.booleans(), min_size=70, max_size=70).map(
+    lambda encoded: "&".join(
+        "".join(f"%{ord(letter):02x}" if next(choice) else letter for letter in name) + "=1"
+        for choice in [iter(encoded)]
+        for name in ("transaction_id", "offer_id", "publisher_id")
+    )
+)
+
+
+@fuzzed
+@given(_encoded_links)
+def test_the_cheap_test_is_never_stricter_than_the_parser(query: str) -> None:
+    """Some mail programs percent-encode names; RFC 3986 §2.3 says that it is the same address."""
+    assert may_hold_click(query)
+    assert ids_of(query) == ("1", "1", "1")
+
+
+@pytest.mark.parametrize("query", ["", "page=2&sort=price", "q=caf%C3%A9", "q=50%25&page=2", "q=a%20b&utm_source=x"])
+def test_an_ordinary_query_needs_no_closer_look(query: str) -> None:
+    assert not may_hold_click(query)
+
+
+def test_no_query_makes_the_cheap_test_slow() -> None:
+    """It is of the order of the query's length, not of its square: this would take a minute."""
+    assert not may_hold_click("%" * 1_000_000)
+    assert not may_hold_click("%aa" * 300_000 + "&=")
+
+
 # --- how long it counts ---
 
 
@@ -331,6 +424,48 @@ def test_the_same_transaction_never_renews_the_click() -> None:
     stored = make_click(at=NOW - timedelta(days=29))
 
     assert not make_click().replaces(stored, "last-click")
+
+
+def chain(*transactions: str | None, each: timedelta = timedelta(minutes=1)) -> Click:
+    """The click that is stored after clicks with these transaction ids, the last one now."""
+    stored: Click | None = None
+    for number, transaction_id in enumerate(transactions, start=1 - len(transactions)):
+        stored = make_click(transaction_id, at=NOW + number * each).after(stored)
+    assert stored is not None
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("new", "stored", "counts"),
+    [
+        pytest.param("a", chain("a", "b"), False, id="just-replaced"),
+        pytest.param("a", chain("a", "b", "c", "d", "e"), False, id="four-ago"),
+        pytest.param("a", chain("a", "b", "c", "d", "e", "f"), True, id="five-ago"),
+        pytest.param("c", chain("a", "b"), True, id="never-seen"),
+        pytest.param("a", chain("a", "b", each=timedelta(days=20)), False, id="replaced-long-ago"),
+        pytest.param(None, chain(None, "b"), False, id="direct-link"),
+    ],
+)
+def test_a_click_that_was_replaced_is_no_new_click(new: str | None, stored: Click, counts: bool) -> None:
+    """Land through A, land through B, reload A's old tab: B brought the shopper last."""
+    assert make_click(new).replaces(stored, "last-click") is counts
+
+
+@pytest.mark.parametrize(("minutes", "counts"), [(29, False), (30, True)])
+def test_without_a_transaction_id_a_replaced_pair_counts_again_after_30_minutes(minutes: int, counts: bool) -> None:
+    """A second click on the same link looks like a tab that was loaded again."""
+    stored = chain(None, "b")
+
+    assert make_click(None, at=NOW + timedelta(minutes=minutes)).replaces(stored, "last-click") is counts
+
+
+def test_what_was_replaced_is_remembered_in_short_and_once() -> None:
+    renewed = chain("a", None, "b", None)
+
+    assert len(chain(*"abcdefgh").replaced) == MOST_REPLACED
+    assert chain("a").replaced == ()
+    assert len(renewed.replaced) == 2  # a and b, but not itself
+    assert {len(fingerprint) for fingerprint in renewed.replaced} == {FINGERPRINT}
 
 
 @pytest.mark.parametrize("attribution", ["last-click", "first-click"])

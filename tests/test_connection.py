@@ -274,6 +274,26 @@ def test_what_another_process_has_recovered_is_not_reported_again(
     assert count(connection) == 0
 
 
+def test_a_file_that_another_process_has_recovered_meanwhile_is_opened_as_it_is(
+    connection: Connection, path: Path, recoveries: list[Recovery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage is met while opening, and when it is this process's turn to recover, the file is sound."""
+    fill(connection)
+    connection.close()
+    answers = iter([sqlite3.DatabaseError("database disk image is malformed")])
+
+    def open_damaged_first(name: Path, patience: float) -> sqlite3.Connection:
+        for error in answers:
+            raise error
+        return open_file(name, patience)
+
+    monkeypatch.setattr("katalys_wsgi.outbox.connection.open_file", open_damaged_first)
+
+    assert count(connection) == ROWS
+    assert quarantined(path) == []
+    assert recoveries == []
+
+
 def test_damage_is_not_assumed_of_a_file_that_took_the_place_meanwhile(
     connection: Connection, path: Path, recoveries: list[Recovery]
 ) -> None:

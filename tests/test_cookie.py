@@ -22,25 +22,25 @@ from .support import OLD_SECRET, SECRET, SITE_ID
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 WINDOW = timedelta(days=30)
-SALT = "katalys_wsgi.click.v1"
+SALT = f"katalys_wsgi.click.v1.{SITE_ID}"
 
 CLICK = Click("102ef7451ec3e20cf1360ef6df7e1e", "1234", "5678", NOW)
 
 #: Written by 0.1 with SECRET for CLICK, and for the two clicks below. Every later version must read them.
 GOLDEN = (
     "WzEsIjEwMmVmNzQ1MWVjM2UyMGNmMTM2MGVmNmRmN2UxZSIsIjEyMzQiLCI1Njc4IiwxNzcyMzY2NDAwXQ"
-    ".LacT_ARz4GEcm3OHLG3AByXEnSzQ3aU8ZpoIYfG7fHM"
+    ".H0iU_T9AwgPuBXxSt_8GGj_sGdWyMtlM3weVrLg7wwk"
 )
 DIRECT_LINK = Click(None, "1234", "5678", NOW)
-GOLDEN_DIRECT_LINK = "WzEsbnVsbCwiMTIzNCIsIjU2NzgiLDE3NzIzNjY0MDBd.MvC2496rHThVrQ3j9igD6384FC4J82zzNUSYXsztSww"
+GOLDEN_DIRECT_LINK = "WzEsbnVsbCwiMTIzNCIsIjU2NzgiLDE3NzIzNjY0MDBd.2RXn-cO0ORqiCTnGra8pzram539Oq-N8T83rTBlyGcU"
 REPETITIVE = Click("x" * 128, "y" * 128, "z" * 128, NOW)
-GOLDEN_REPETITIVE = ".eJyLNtRRqhhgoKSjVDnAAOiEqgEGSjqG5uZGxmZmJgYGsQB7h7nq.aNtiC4pgIDtbxJOHyEjzNKwVnrGZU9wSrPZ7RxFT_BA"
+GOLDEN_REPETITIVE = ".eJyLNtRRqhhgoKSjVDnAAOiEqgEGSjqG5uZGxmZmJgYGsQB7h7nq.-tEdYwttNo7GRHF0QdFVizRi75k83joBk_qTYmYQjUU"
 
 fuzzed = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
 
 def make(*keys: str, **changes: object) -> ClickCookie:
-    return ClickCookie(keys or (SECRET,), window=WINDOW, **changes)  # type: ignore[arg-type]
+    return ClickCookie(keys or (SECRET,), site_id=SITE_ID, window=WINDOW, **changes)  # type: ignore[arg-type]
 
 
 def plain_serializer(keys: list[str], salt: str = SALT) -> URLSafeSerializer:
@@ -114,6 +114,18 @@ def test_a_typical_value_takes_less_than_200_bytes() -> None:
     assert len("katalys_click=" + COOKIE.dumps(CLICK)) < 200
 
 
+def test_what_was_replaced_comes_back_and_takes_few_bytes() -> None:
+    click = CLICK
+    for number in range(6):
+        click = Click(f"{number:030x}", "1234", "5678", NOW).after(click)
+
+    value = COOKIE.dumps(click)
+
+    assert len(click.replaced) == 4
+    assert COOKIE.loads(value).replaced == click.replaced
+    assert len("katalys_click=" + value) < 240
+
+
 def test_the_longest_click_fits_into_a_cookie() -> None:
     """RFC 6265 §6.1: browsers keep 4096 bytes of name, value and attributes."""
     a, b, c = (hashlib.sha512(name.encode()).hexdigest() for name in "abc")
@@ -177,9 +189,19 @@ def test_the_attributes_are_these(changes: dict[str, str], secure: bool, attribu
     assert found == attributes
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "secure"])
+def test_a_removal_has_the_same_name_and_scope_and_no_time_to_live(secure: bool) -> None:
+    """Else browsers keep the cookie: name, Domain and Path say which one is meant (RFC 6265 §5.3)."""
+    cookie = make(domain="example.com")
+
+    removal, setting = cookie.removal(secure=secure), cookie.set_cookie(CLICK, secure=secure)
+
+    assert removal == setting.replace(GOLDEN, "").replace("Max-Age=2592000", "Max-Age=0")
+
+
 def test_max_age_is_the_attribution_window() -> None:
     """Not Expires, which a browser with a wrong clock would read as long ago."""
-    cookie = ClickCookie([SECRET], window=timedelta(hours=1)).set_cookie(CLICK, secure=False)
+    cookie = ClickCookie([SECRET], site_id=SITE_ID, window=timedelta(hours=1)).set_cookie(CLICK, secure=False)
 
     assert cookie.endswith("; Max-Age=3600")
     assert "expires" not in cookie.lower()
@@ -319,6 +341,13 @@ def test_of_several_candidates_the_newest_valid_one_counts(candidates: list[str]
     assert (click and click.transaction_id) == transaction_id
 
 
+def test_junk_of_our_name_in_front_does_not_hide_the_click() -> None:
+    """A subdomain can plant cookies with a longer path, which browsers send first; eight were enough."""
+    planted = [f"katalys_click={GOLDEN[:-8]}{number:08}" for number in range(49)]
+
+    assert COOKIE.read("; ".join([*planted, OURS]), NOW) == CLICK
+
+
 def test_no_header_makes_the_shop_check_thousands_of_signatures() -> None:
     planted = ["katalys_click=x"] * 5000
 
@@ -349,7 +378,7 @@ def test_a_click_is_read_inside_the_window_only(age: timedelta, counts: bool) ->
 
 def test_a_developer_may_look_at_a_click_without_its_key() -> None:
     """``loads_unsafe`` believes any signature; what cannot be read at all is still an error."""
-    stranger = ClickCookie([OLD_SECRET], window=WINDOW)
+    stranger = ClickCookie([OLD_SECRET], site_id=SITE_ID, window=WINDOW)
 
     assert stranger.loads_unsafe(GOLDEN) == CLICK
     assert stranger.loads_unsafe(GOLDEN.rpartition(".")[0] + ".forged") == CLICK
@@ -402,7 +431,7 @@ def test_a_signature_of_another_click_does_not_fit() -> None:
     "other",
     [
         pytest.param(make(OLD_SECRET).dumps(CLICK), id="another-key"),
-        pytest.param(plain_serializer([SECRET], "katalys_wsgi.visit.v1").dumps(
+        pytest.param(plain_serializer([SECRET], f"katalys_wsgi.visit.v1.{SITE_ID}").dumps(
             [1, "t", "1", "2", 1772366400]), id="another-salt"),
         pytest.param(URLSafeSerializer(SECRET, salt=SALT).dumps([1, "t", "1", "2", 1772366400]), id="sha-1"),
         pytest.param(URLSafeSerializer("", salt=SALT, signer_kwargs={
@@ -417,9 +446,18 @@ def test_a_value_signed_in_another_way_holds_no_click(other: str) -> None:
     assert COOKIE.read(header(other), NOW) is None
 
 
+@pytest.mark.parametrize("site_id", ["KA-7654321", "", SITE_ID + "0", SITE_ID.lower()])
+def test_a_click_of_one_site_is_none_of_another_with_the_same_key(site_id: str) -> None:
+    """Two shops under one domain share the cookie's name, and a sale of one was credited with a click of the other."""
+    another = ClickCookie([SECRET], site_id=site_id, window=WINDOW)
+
+    assert COOKIE.read(header(another.dumps(CLICK)), NOW) is None
+    assert another.read(OURS, NOW) is None
+
+
 def test_neither_a_visit_token_is_read_as_a_cookie_nor_a_cookie_as_a_token() -> None:
     """Each use has its own salt."""
-    tokens = SignedText([SECRET], "katalys_wsgi.visit.v1")
+    tokens = SignedText([SECRET], f"katalys_wsgi.visit.v1.{SITE_ID}")
 
     assert COOKIE.read(header(tokens.dumps([1, "t", "1", "2", 1772366400])), NOW) is None
     with pytest.raises(ValueError, match="does not match"):
@@ -431,7 +469,8 @@ def test_neither_a_visit_token_is_read_as_a_cookie_nor_a_cookie_as_a_token() -> 
     [
         pytest.param([2, "t", "1", "2", 1772366400], id="a-later-version"),
         pytest.param([1, "t", "1", "2"], id="too-short"),
-        pytest.param([1, "t", "1", "2", 1772366400, 5], id="too-long"),
+        pytest.param([1, "t", "1", "2", 1772366400, 5], id="replaced-as-number"),
+        pytest.param([1, "t", "1", "2", 1772366400, "abcdefgh", 5], id="too-long"),
         pytest.param([1, "t", "1", "2", "1772366400"], id="time-as-string"),
         pytest.param([1, "t", "1", "2", None], id="no-time"),
         pytest.param([1, "t", "1", "2", 1772366400.5], id="time-as-float"),
@@ -494,7 +533,7 @@ def test_an_unreadable_cookie_is_one_debug_line_that_repeats_none_of_it(
     value: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[Event] = []
-    cookie = ClickCookie([SECRET], window=WINDOW, events=Events([events.append]))
+    cookie = ClickCookie([SECRET], site_id=SITE_ID, window=WINDOW, events=Events([events.append]))
 
     with caplog.at_level(logging.DEBUG, "katalys_wsgi"):
         cookie.read(header(value), NOW)
@@ -506,7 +545,7 @@ def test_an_unreadable_cookie_is_one_debug_line_that_repeats_none_of_it(
 
 @pytest.mark.parametrize("text", ["", 'a=b; consent={"x":1}', header(GOLDEN)], ids=["none", "others", "readable"])
 def test_a_request_with_nothing_unreadable_logs_nothing(text: str, caplog: pytest.LogCaptureFixture) -> None:
-    cookie = ClickCookie([SECRET], window=WINDOW, events=Events())
+    cookie = ClickCookie([SECRET], site_id=SITE_ID, window=WINDOW, events=Events())
 
     with caplog.at_level(logging.DEBUG, "katalys_wsgi"):
         cookie.read(text, NOW)

@@ -140,6 +140,7 @@ def test_no_shared_cache_keeps_the_answer(shop: Change) -> None:
         "Content-Type": "text/html; charset=utf-8",
         "X-Own": "1",
         "Cache-Control": "private, max-age=60",
+        "X-Accel-Expires": "0",
     }
     assert sorted(answer.cookies) == ["basket", "katalys_click"]
 
@@ -198,6 +199,19 @@ def test_consent_is_asked_when_the_visit_is_used(shop: Change) -> None:
     shop(KATALYS_CONSENT=lambda environ: "shop.consent" in environ)
 
     assert visit_of(view, query="", HTTP_COOKIE=cookie_of([("Set-Cookie", _a_cookie())])) == "RECORDED"
+
+
+def test_request_katalys_is_asked_anew_after_a_refusal(shop: Change) -> None:
+    """The checkout's own form may be where the shopper consents."""
+
+    def view(request: Any) -> tuple[bool, bool, bool]:
+        before = request.katalys.no_consent
+        request.META["shop.consent"] = True
+        return before, request.katalys.no_consent, repr(request.katalys).startswith("Visit(click=Click(")
+
+    shop(KATALYS_CONSENT=lambda environ: "shop.consent" in environ)
+
+    assert visit_of(view) == (True, False, True)
 
 
 def _a_cookie() -> str:

@@ -325,6 +325,7 @@ def _update(stage: Stage, *statuses: str) -> None:
 SCENARIOS: dict[str, Callable[[Stage], object]] = {
     "tracker_started": lambda stage: stage.tracker().drain(),
     "middleware_missing": lambda stage: stage.tracker().visit({"QUERY_STRING": LINK}),
+    "click_refused": lambda stage: stage.tracker().visit(make_environ("utm_source=newsletter&transaction_id=T")),
     "cookie_unreadable": lambda stage: stage.tracker().visit(make_environ(cookie="katalys_click=forged")),
     "consent_failed": lambda stage: stage.tracker(consent=_refuse).visit(make_environ(LINK)),
     "proxy_ignored": lambda stage: stage.tracker().visit(

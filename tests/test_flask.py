@@ -84,6 +84,17 @@ def test_visit_is_one_object_during_a_request(config: dict[str, Any]) -> None:
         assert katalys.visit is not first
 
 
+def test_visit_is_asked_anew_after_a_refusal(config: dict[str, Any]) -> None:
+    """The checkout's own form may be where the shopper consents."""
+    katalys = Katalys(consent=lambda environ: "shop.consent" in environ)
+    app = make_app(config, katalys)
+
+    with app.test_request_context(LANDING) as context:
+        assert katalys.visit.no_consent
+        context.request.environ["shop.consent"] = True
+        assert katalys.visit.click is not None
+
+
 def test_applications_in_one_request_have_visits_of_their_own(config: dict[str, Any]) -> None:
     """A dispatcher hands one environ to several applications: each asks its own tracker."""
     katalys = Katalys()

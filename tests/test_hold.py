@@ -198,7 +198,7 @@ tracker = Tracker(**json.loads(sys.argv[1]), hooks=[lambda event: seen.append(ev
 tracker.first_request(); tracker.first_request()
 if not (child := os.fork()):
     tracker.first_request(); tracker.first_request()
-    os._exit(0 if seen == ["tracker_started"] * 2 else 1)
+    sys.exit(seen != ["tracker_started"] * 2)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
         subprocess.run([sys.executable, "-c", program, json.dumps(options)], check=True, timeout=30, cwd=ROOT)

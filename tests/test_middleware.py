@@ -96,7 +96,7 @@ def stored_cookie(link: str = LINK, *, at: datetime = NOW, key: str = SECRET) ->
     """The Cookie header of a shopper who came through ``link``."""
     click = Click.from_query(link, now=at, sources=("katalys",))
     assert click is not None
-    return "katalys_click=" + ClickCookie([key], window=timedelta(days=30)).dumps(click)
+    return "katalys_click=" + ClickCookie([key], site_id=SITE_ID, window=timedelta(days=30)).dumps(click)
 
 
 class Shop:
@@ -469,6 +469,21 @@ def test_a_request_without_a_new_click_is_handed_on_as_it_is(query: str, changes
     assert called_with[1] is server
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        pytest.param(LINK.replace("_", "%5F"), id="underscore"),
+        pytest.param(LINK.replace("_i", "_%69"), id="letter"),
+        pytest.param(LINK.replace("id=", "i%64="), id="last-letter"),
+    ],
+)
+@pytest.mark.parametrize("by", ["link", "referer"])
+def test_a_link_whose_names_are_percent_encoded_sets_the_cookie(shop: Shop, by: str, link: str) -> None:
+    answer = shop.get(link) if by == "link" else shop.get(HTTP_REFERER="http://127.0.0.1/?" + link)
+
+    assert answer.cookie == stored_cookie()
+
+
 def test_an_environ_without_query_and_headers_is_served() -> None:
     """PEP 3333 lets a server leave QUERY_STRING out."""
     answer = Answer(wrapped(page), {"REQUEST_METHOD": "GET"})
@@ -539,6 +554,13 @@ def test_no_request_whatever_changes_the_page(changes: dict[str, str], proxies: 
         pytest.param([("Surrogate-Control", "max-age=3600")], "private", id="surrogate"),
         pytest.param([("CDN-Cache-Control", "max-age=3600")], "private", id="cdn"),
         pytest.param([("Cloudflare-CDN-Cache-Control", "max-age=3600")], "private", id="cloudflare"),
+        *(
+            pytest.param([(name, "max-age=3600")], "private", id=name)
+            for name in (
+                "Vercel-CDN-Cache-Control", "netlify-cdn-cache-control", "Edge-Control", "X-LiteSpeed-Cache-Control",
+                "X-Accel-Expires", "x-accel-expires",
+            )
+        ),
         pytest.param(
             [("surrogate-control", "x"), ("cdn-cache-control", "x"), ("CLOUDFLARE-CDN-CACHE-CONTROL", "x"),
              ("Cache-Control", "public, stale-while-revalidate=60")],
@@ -556,9 +578,10 @@ def test_no_shared_cache_may_keep_a_page_with_the_cookie(headers: Headers, cache
     answer = get(wrapped(application), LINK)
 
     assert {name.lower(): value for name, value in answer.headers if name not in ("X-A", "Set-Cookie")} == {
-        "content-type": "text/plain", "cache-control": cache_control,
+        "content-type": "text/plain", "cache-control": cache_control, "x-accel-expires": "0",
     }  # fmt: skip
     assert [name for name, _ in answer.headers].count("Cache-Control") == 1
+    assert [value for name, value in answer.headers if name.lower() == "x-accel-expires"] == ["0"]
 
 
 def test_a_page_without_the_cookie_stays_cacheable() -> None:
@@ -686,7 +709,7 @@ def test_an_unreadable_cookie_and_a_broken_banner_reach_the_hooks() -> None:
     answer = shop.get(LINK, cookie="katalys_click=garbage")
 
     assert answer.calls[0][0] == "200 OK"
-    assert events == ["tracker_started", "cookie_unreadable", "consent_failed"]
+    assert events == ["tracker_started", *["cookie_unreadable", "consent_failed"] * 2]  # the cookie, and the view
 
 
 def test_the_settings_name_and_place_the_cookie() -> None:

@@ -52,6 +52,7 @@ def test_the_table_of_settings_is_complete() -> None:
         "attribution": "last-click",
         "attribution_window": timedelta(days=30),
         "sources": ("katalys", "revoffers"),
+        "count_fetches": False,
         "cookie_name": "katalys_click",
         "cookie_domain": None,
         "cookie_secure": "auto",

@@ -12,7 +12,7 @@ from katalys_wsgi import Click
 from katalys_wsgi.attribution.cookie import ClickCookie, SignedText
 from katalys_wsgi.attribution.token import VERSION, TokenContent, VisitTokens
 
-from .support import BUYER_AGENT, BUYER_IP, OLD_SECRET, SECRET
+from .support import BUYER_AGENT, BUYER_IP, OLD_SECRET, SECRET, SITE_ID
 
 CLICK = Click("1234abcd", "1234", "5678", datetime(2026, 11, 22, 12, 30, tzinfo=timezone.utc))
 CONTENT = TokenContent(CLICK, BUYER_IP, BUYER_AGENT, no_consent=False)
@@ -21,14 +21,16 @@ CONTENT = TokenContent(CLICK, BUYER_IP, BUYER_AGENT, no_consent=False)
 PAYLOAD = [1, "1234abcd", "1234", "5678", 1_795_350_600]
 
 
-def signed(value: Any, key: str = SECRET, salt: str = VisitTokens.SALT) -> str:
+def signed(value: Any, key: str = SECRET, salt: str = f"{VisitTokens.SALT}.{SITE_ID}") -> str:
     """A string that is signed as a token is, whatever it holds."""
     return SignedText([key], salt).dumps(value)
 
 
 def test_the_test_s_own_tokens_can_be_read() -> None:
     """Else nothing below would prove anything."""
-    assert VisitTokens([SECRET]).loads(signed([VERSION, PAYLOAD, BUYER_IP, "", False])).click is not None
+    assert (
+        VisitTokens([SECRET], site_id=SITE_ID).loads(signed([VERSION, PAYLOAD, BUYER_IP, "", False])).click is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,23 +46,23 @@ def test_the_test_s_own_tokens_can_be_read() -> None:
     ],
 )
 def test_what_a_token_holds_comes_back(content: TokenContent) -> None:
-    tokens = VisitTokens([SECRET])
+    tokens = VisitTokens([SECRET], site_id=SITE_ID)
 
     assert tokens.loads(tokens.dumps(content)) == content
 
 
 def test_it_fits_a_column_a_form_and_an_address() -> None:
-    token = VisitTokens([SECRET]).dumps(CONTENT)
+    token = VisitTokens([SECRET], site_id=SITE_ID).dumps(CONTENT)
 
     assert re.fullmatch("[A-Za-z0-9._-]+", token)
     assert len(token) < 400
 
 
 def test_the_last_key_signs_and_every_one_is_accepted() -> None:
-    rotated = VisitTokens([OLD_SECRET, SECRET])
+    rotated = VisitTokens([OLD_SECRET, SECRET], site_id=SITE_ID)
 
-    assert rotated.loads(VisitTokens([OLD_SECRET]).dumps(CONTENT)) == CONTENT
-    assert VisitTokens([SECRET]).loads(rotated.dumps(CONTENT)) == CONTENT
+    assert rotated.loads(VisitTokens([OLD_SECRET], site_id=SITE_ID).dumps(CONTENT)) == CONTENT
+    assert VisitTokens([SECRET], site_id=SITE_ID).loads(rotated.dumps(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,10 @@ def test_the_last_key_signs_and_every_one_is_accepted() -> None:
         pytest.param(signed([1, PAYLOAD, BUYER_IP, "", False])[:-1], id="cut short"),
         pytest.param("x" + signed([1, PAYLOAD, BUYER_IP, "", False]), id="altered"),
         pytest.param(signed([1, PAYLOAD, BUYER_IP, "", False], key=OLD_SECRET), id="unknown key"),
-        pytest.param(signed([1, PAYLOAD, BUYER_IP, "", False], salt=ClickCookie.SALT), id="a cookie's salt"),
+        pytest.param(
+            signed([1, PAYLOAD, BUYER_IP, "", False], salt=f"{ClickCookie.SALT}.{SITE_ID}"), id="a cookie's salt"
+        ),
+        pytest.param(VisitTokens([SECRET], site_id="KA-7654321").dumps(CONTENT), id="another site"),
         pytest.param(signed([2, PAYLOAD, BUYER_IP, "", False]), id="other version"),
         pytest.param(signed([1, [2, *PAYLOAD[1:]], BUYER_IP, "", False]), id="other version of the click"),
         pytest.param(signed([1, [*PAYLOAD[:4], 10**30], BUYER_IP, "", False]), id="impossible time"),
@@ -88,7 +93,7 @@ def test_the_last_key_signs_and_every_one_is_accepted() -> None:
 )
 def test_what_cannot_be_read_is_a_value_error_that_repeats_none_of_it(token: str) -> None:
     with pytest.raises(ValueError, match=r"version|sign|time") as raised:
-        VisitTokens([SECRET]).loads(token)
+        VisitTokens([SECRET], site_id=SITE_ID).loads(token)
 
     assert not token or token not in str(raised.value)
     assert BUYER_IP not in str(raised.value)
@@ -96,7 +101,7 @@ def test_what_cannot_be_read_is_a_value_error_that_repeats_none_of_it(token: str
 
 def test_a_cookie_is_not_a_token() -> None:
     """A visitor knows the own cookie, and could else make visits of it."""
-    cookie = ClickCookie([SECRET], window=timedelta(days=30)).dumps(CLICK)
+    cookie = ClickCookie([SECRET], site_id=SITE_ID, window=timedelta(days=30)).dumps(CLICK)
 
     with pytest.raises(ValueError, match="signature"):
-        VisitTokens([SECRET]).loads(cookie)
+        VisitTokens([SECRET], site_id=SITE_ID).loads(cookie)

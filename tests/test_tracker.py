@@ -237,6 +237,14 @@ class TestSettingsOfAVisit:
 
         assert ("; secure" in (set_cookie or "").lower()) is secure
 
+    def test_cookie_removal(self, make_tracker: MakeTracker) -> None:
+        """For a shopper who withdraws consent."""
+        tracker = make_tracker(cookie_name="aff", cookie_domain="shop.example")
+        over_tls = tracker.cookie_removal(make_environ(**{"wsgi.url_scheme": "https"}))
+
+        assert tracker.cookie_removal() == "aff=; Domain=shop.example; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"
+        assert over_tls == "aff=; Domain=shop.example; Path=/; secure; HttpOnly; SameSite=Lax; Max-Age=0"
+
     def test_trusted_proxies(self, make_tracker: MakeTracker) -> None:
         behind = {"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": BUYER_IP}
 

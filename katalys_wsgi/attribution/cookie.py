@@ -1,7 +1,7 @@
 """The cookie that keeps a click between two requests, and the signed strings it is made of.
 
 The format is frozen from 0.1 on: itsdangerous' ``URLSafeSerializer`` with HMAC derivation, SHA-256 and a salt
-that names its version. No other module imports itsdangerous or ``webob.cookies``.
+that names its version and the site. No other module imports itsdangerous or ``webob.cookies``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itsdangerous.encoding import base64_encode
 from itsdangerous.signer import SigningAlgorithm
 
 from ..events import Events
-from .click import Click
+from .click import FINGERPRINT, Click
 
 with warnings.catch_warnings():
     # WebOb 1.8 imports cgi, deprecated in 3.11 and 3.12; our users' `-W error` is not meant for that.
@@ -35,8 +35,9 @@ __all__ = [
 #: The version inside the payload; a payload of another version is not read as a click.
 VERSION = 1
 
-#: How many cookies of our name are tried in a request; a browser sends one, rarely two (two domains, two paths).
-MOST_CANDIDATES = 8
+#: How many cookies of our name are tried in a request. A browser sends one, rarely two (two domains, two paths); a
+#: subdomain may plant as many as browsers keep, in front of ours. Each costs the check of a signature.
+MOST_CANDIDATES = 50
 
 #: Characters; browsers keep at most 4096 bytes of a cookie (RFC 6265 §6.1).
 LONGEST_VALUE = 4096
@@ -125,33 +126,36 @@ class ClickCookie:
     """Reads the click from a ``Cookie`` header and writes it as a ``Set-Cookie`` value.
 
     :param keys: secret keys, oldest first; the last one signs, every one is accepted.
+    :param site_id: the shop's; a cookie of another one is not read.
     :param window: how long a click counts; also the cookie's Max-Age.
     :param name: the cookie's name.
     :param domain: its Domain attribute; None leaves it to the very host that sets it.
     :param events: where ``cookie_unreadable`` is emitted; None emits nothing.
     """
 
-    #: The salt of its signature.
+    #: The salt of its signature, together with the site: a click of one shop is none of another with the same key.
     SALT = "katalys_wsgi.click.v1"
 
     def __init__(
         self,
         keys: Sequence[str],
         *,
+        site_id: str,
         window: timedelta,
         name: str = "katalys_click",
         domain: str | None = None,
         events: Events | None = None,
     ) -> None:
-        self._signed = SignedText(keys, self.SALT)
+        self._signed = SignedText(keys, f"{self.SALT}.{site_id}")
         self._events = events
         self.name = name
         self._prefix = name + "="
         self._window = window
+        self._max_age = int(window.total_seconds())
         # WebOb's max_age= would add an Expires by utcnow(), deprecated since Python 3.12.
         self._attributes = {
             secure: make_cookie(name, "x", path="/", domain=domain, secure=secure, httponly=True, samesite="Lax")
-            .removeprefix(f"{name}=x") + f"; Max-Age={int(window.total_seconds())}"
+            .removeprefix(f"{name}=x") + "; Max-Age="
             for secure in (False, True)
         }  # fmt: skip
 
@@ -177,11 +181,19 @@ class ClickCookie:
 
         :param secure: whether the browser may send it over https only.
         """
-        return self._prefix + self.dumps(click) + self._attributes[secure]
+        return f"{self._prefix}{self.dumps(click)}{self._attributes[secure]}{self._max_age}"
+
+    def removal(self, *, secure: bool) -> str:
+        """The value of the ``Set-Cookie`` header with which the browser forgets the click.
+
+        :param secure: as in :meth:`set_cookie`. Over https either removes the cookie.
+        """
+        return f"{self._prefix}{self._attributes[secure]}0"
 
     def dumps(self, click: Click) -> str:
         """The cookie's value."""
-        return self._signed.dumps(click_payload(click))
+        replaced = ["".join(click.replaced)] if click.replaced else []
+        return self._signed.dumps([*click_payload(click), *replaced])
 
     def loads(self, value: str) -> Click:
         """The click of a cookie's value, however old it is.
@@ -217,20 +229,34 @@ class ClickCookie:
 
 
 def click_payload(click: Click) -> list[object]:
-    """A click as a short list that JSON can hold: version, the three ids, seconds since 1970."""
+    """A click as a short list that JSON can hold: version, the three ids, seconds since 1970.
+
+    A cookie's payload may have a sixth entry: what the clicks that were replaced are recognised by, in one string.
+    """
     return [VERSION, click.transaction_id, click.offer_id, click.aff_id, int(click.clicked_at.timestamp())]
 
 
 def click_from_payload(payload: Any) -> Click:
-    """The click of a list that :func:`click_payload` made.
+    """The click of a list that :func:`click_payload` made, or of a cookie's payload.
 
     :raises ValueError: the list is of another version or shape, or its time is impossible.
     """
     match payload:
-        case [version, transaction_id, offer_id, aff_id, int(seconds)] if version == VERSION:
+        case [version, transaction_id, offer_id, aff_id, int(seconds), *rest] if version == VERSION:
+            replaced = _replaced(rest)
             try:
-                return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc))
+                return Click(transaction_id, offer_id, aff_id, datetime.fromtimestamp(seconds, timezone.utc), replaced)
             except (OverflowError, OSError, ValueError):
                 raise ValueError("the payload has an impossible time") from None
+        case _:
+            raise ValueError("the payload is of another version")
+
+
+def _replaced(rest: list[Any]) -> tuple[str, ...]:
+    match rest:
+        case []:
+            return ()
+        case [str(joined)]:
+            return tuple(joined[start : start + FINGERPRINT] for start in range(0, len(joined), FINGERPRINT))
         case _:
             raise ValueError("the payload is of another version")

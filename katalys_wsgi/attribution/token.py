@@ -27,12 +27,14 @@ class VisitTokens:
     """Writes and reads visit tokens.
 
     :param keys: secret keys, oldest first; the last one signs, every one is accepted.
+    :param site_id: the shop's; a token of another one is not read.
     """
 
+    #: The salt of their signature, together with the site.
     SALT = "katalys_wsgi.visit.v1"
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._signed = SignedText(keys, self.SALT)
+    def __init__(self, keys: Sequence[str], *, site_id: str) -> None:
+        self._signed = SignedText(keys, f"{self.SALT}.{site_id}")
 
     def dumps(self, content: TokenContent) -> str:
         """The token: URL-safe, readable to whoever sees it, and forged by nobody without a key."""

@@ -61,16 +61,18 @@ class Visitor(NamedTuple):
         With trusted proxies it is what the outermost of them says in X-Forwarded-Proto; without, or where they say
         nothing, the scheme of the connection to this server.
         """
-        forwarded = _forwarded_proto(self.environ, self.trusted_proxies) if self.trusted_proxies else ""
-        return (forwarded or self.environ.get("wsgi.url_scheme")) == "https"
+        forwarded = _forwarded(self.environ, "HTTP_X_FORWARDED_PROTO", self.trusted_proxies)
+        return (forwarded.lower() or self.environ.get("wsgi.url_scheme")) == "https"
 
     @property
     def host(self) -> str | None:
         """The host that was asked for, in lower case and without port; None when the request names none."""
-        try:
-            return urlsplit(f"//{self.environ.get('HTTP_HOST', '')}").hostname
-        except ValueError:
-            return None
+        return _hostname(self.environ.get("HTTP_HOST", ""))
+
+    @property
+    def forwarded_host(self) -> str | None:
+        """The same as the trusted proxies say it: theirs may be asked for another host than the shop's server is."""
+        return _hostname(_forwarded(self.environ, "HTTP_X_FORWARDED_HOST", self.trusted_proxies))
 
     @property
     def ignored_header(self) -> str | None:
@@ -82,18 +84,28 @@ class Visitor(NamedTuple):
         if self.trusted_proxies:
             return None
         environ = self.environ
-        if environ.get("wsgi.url_scheme") != "https" and _forwarded_proto(environ) == "https":
+        if (
+            environ.get("wsgi.url_scheme") != "https"
+            and _forwarded(environ, "HTTP_X_FORWARDED_PROTO", 1).lower() == "https"
+        ):
             return "X-Forwarded-Proto"
         return "X-Forwarded-For" if "HTTP_X_FORWARDED_FOR" in environ and _is_internal(environ) else None
 
 
-def _forwarded_proto(environ: Environ, trusted_proxies: int = 1) -> str:
-    """The scheme as the outermost trusted proxy names it, in lower case; empty without the header."""
-    if "HTTP_X_FORWARDED_PROTO" not in environ:
+def _forwarded(environ: Environ, header: str, trusted_proxies: int) -> str:
+    """What the outermost trusted proxy says in a header of one entry for each proxy; empty without the header."""
+    if not trusted_proxies or header not in environ:
         return ""
-    # Some proxies append their scheme, most replace what is there: there may be fewer entries than proxies.
-    entries = str(environ["HTTP_X_FORWARDED_PROTO"]).split(",")
-    return entries[-min(trusted_proxies, len(entries))].strip().lower()
+    # Some proxies append their entry, most replace what is there: there may be fewer entries than proxies.
+    entries = str(environ[header]).split(",")
+    return entries[-min(trusted_proxies, len(entries))].strip()
+
+
+def _hostname(host: object) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _is_internal(environ: Environ) -> bool:

@@ -37,6 +37,7 @@ DESCRIPTIONS: Mapping[str, Description] = MappingProxyType({
     "attribution": Description("RULE", "which of two links is credited: last-click or first-click"),
     "attribution_window": Description("SECONDS", "how long a click counts; at most 400 days"),
     "sources": Description("NAMES", "the values of utm_source that are Katalys' links"),
+    "count_fetches": Description("true|false", "whether a script's request within the shop may bring a click too"),
     "cookie_name": Description("NAME", "the name of the click's cookie"),
     "cookie_domain": Description("DOMAIN", "the domain whose hosts share the click's cookie"),
     "cookie_secure": Description("true|false|auto", "whether browsers send the click's cookie over https only"),

@@ -21,7 +21,7 @@ from ..tracker import Tracker
 from .application import load_tracker
 from .ini import read_ini
 
-__all__ = ["OPTIONS", "PREFIX", "announce", "find_secret_keys", "opened", "place_of"]
+__all__ = ["OPTIONS", "PREFIX", "announce", "find_secret_keys", "find_site_id", "opened", "place_of"]
 
 #: What stands before a setting's name among the parsed arguments.
 PREFIX = "setting."
@@ -83,6 +83,18 @@ def find_secret_keys(arguments: Namespace) -> tuple[str, ...]:
         return ()
     own = [({name: values[name] for name in ("secret_key",) if name in values}, how) for values, how in layers]
     return Settings.from_layers(*own, ({"site_id": "KA-UNKNOWN"}, PYTHON)).secret_key
+
+
+def find_site_id(arguments: Namespace) -> str:
+    """The shop's Tracking ID as it is written, unchecked; empty when none is set anywhere.
+
+    :raises ConfigurationError: the shop cannot be found.
+    """
+    tracker = _given_tracker(arguments)
+    if tracker is not None:
+        return tracker.settings.site_id
+    layers, _ = _layers(arguments)
+    return next((str(values["site_id"]) for values, _ in layers if values.get("site_id")), "")
 
 
 def _tracker(arguments: Namespace, *, complete: bool) -> Tracker:

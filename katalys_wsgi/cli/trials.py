@@ -20,7 +20,7 @@ from ..operations import iso, utc
 from ..sandbox import Collector, Sandbox
 from ..sandbox.demo import run as play_shopper
 from .exits import FAILED, OK, TERMINATED
-from .shop import find_secret_keys
+from .shop import find_secret_keys, find_site_id
 
 __all__ = ["decode", "demo", "sandbox"]
 
@@ -85,25 +85,27 @@ def decode(arguments: Namespace) -> int:
     """Print the click that a cookie holds, however old it is: whoever asks wants to know why it did not count.
 
     The argument is the value, or ``name=value`` as in a Cookie header. Shown are the click's ids, its time in UTC, its
-    age in days, and whether the signature is valid. Without a secret key the click is shown all the same, and the
-    signature is not checked.
+    age in days, and whether the signature is valid. Without a secret key and a site_id the click is shown all the same,
+    and the signature is not checked.
 
-    :returns: FAILED when there is no click, or none that a listed key has signed; else OK.
+    :returns: FAILED when there is no click, or none that a listed key has signed for this site; else OK.
     """
-    keys = find_secret_keys(arguments)
-    cookie = ClickCookie(keys or [secrets.token_hex()], window=LONGEST_WINDOW)
+    keys, site_id = find_secret_keys(arguments), find_site_id(arguments)
+    is_checked = bool(keys and site_id)
+    cookie = ClickCookie(keys or [secrets.token_hex()], site_id=site_id, window=LONGEST_WINDOW)
     value = arguments.cookie.rpartition("=")[2].strip('"')
     try:
-        click = cookie.loads(value) if keys else cookie.loads_unsafe(value)
+        click = cookie.loads(value) if is_checked else cookie.loads_unsafe(value)
     except ValueError as error:
-        question = "Was it signed with another KATALYS_SECRET_KEY, or cut short?" if keys else "Was it cut short?"
+        question = "Was it cut short?"
+        if is_checked:
+            question = "Was it signed with another KATALYS_SECRET_KEY, for another KATALYS_SITE_ID, or cut short?"
         print(f"No click: {error}. {question}", file=sys.stderr)
         return FAILED
-    if not keys:
-        print(
-            "The signature was not checked: no secret key is set (KATALYS_SECRET_KEY, --app, --ini).", file=sys.stderr
-        )
-    _show_click(click, "valid" if keys else "not checked", as_json=arguments.json)
+    if not is_checked:
+        missing = "site_id is set (KATALYS_SITE_ID" if keys else "secret key is set (KATALYS_SECRET_KEY"
+        print(f"The signature was not checked: no {missing}, --app, --ini).", file=sys.stderr)
+    _show_click(click, "valid" if is_checked else "not checked", as_json=arguments.json)
     return OK
 
 

@@ -10,9 +10,7 @@ from typing import Any
 from django.db import transaction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase, ResponseHeaders
-from django.utils.functional import SimpleLazyObject
 
-from ..attribution.click import MARKER
 from ..middleware import with_cookie
 from ..tracker import Tracker
 from ..visit import TRACKER, Verbs, Visit
@@ -48,13 +46,36 @@ class KatalysMiddleware:
         environ[TRACKER] = tracker
         if tracker.first_request.pending:
             tracker.first_request()
-        # Made when it is asked for, as Django does with request.user: consent may need the session.
-        request.katalys = SimpleLazyObject(lambda: _visit(tracker, request))
-        if MARKER not in environ.get("QUERY_STRING", "") and MARKER not in environ.get("HTTP_REFERER", ""):
-            return self._get_response(request)
+        request.katalys = _LazyVisit(lambda: _visit(tracker, request))
         set_cookie = tracker.set_cookie_for(environ)
         response = self._get_response(request)
         return response if set_cookie is None else _with_cookie(response, set_cookie)
+
+
+class _LazyVisit:
+    """``request.katalys``: the visit, made when it is asked for, as Django does with ``request.user``.
+
+    Consent may need the session, which a later middleware loads; as long as it is refused, the visit is made anew.
+    """
+
+    def __init__(self, make: Callable[[], Visit]) -> None:
+        self._make = make
+        self._made: Visit | None = None
+
+    def _visit(self) -> Visit:
+        if self._made is None or self._made.no_consent:
+            self._made = self._make()
+        return self._made
+
+    @property  # type: ignore[misc] # isinstance(request.katalys, Visit) is true, as with Django's own lazy objects
+    def __class__(self) -> type[Visit]:  # type: ignore[override]
+        return Visit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._visit(), name)
+
+    def __repr__(self) -> str:
+        return repr(self._visit())
 
 
 def _with_cookie(response: HttpResponseBase, set_cookie: str) -> HttpResponseBase:

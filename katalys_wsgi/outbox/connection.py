@@ -157,10 +157,7 @@ class Connection:
                 return OutboxUnavailable(
                     f"The outbox {self._path} is damaged: {error}. The relay repairs it, or: katalys-wsgi recover"
                 )
-            is_ours = self._db is not None and self._file == _identity(self._path)
-            self._let_go()  # until here nobody could reuse its inode
-            if not is_ours:
-                look_at(self._path)
+            self._let_go()  # until here no other file could have its inode: it is the one that was opened as ours
             with suppress(sqlite3.Error, OSError):
                 self._recover()
                 return Recovered(f"The outbox {self._path} was damaged and is in quarantine: {error}.")

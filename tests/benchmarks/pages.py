@@ -98,7 +98,7 @@ def landing(plan: Plan) -> Row:
 
 def reading(plan: Plan) -> Row:
     """The click out of a checkout's Cookie header, its window checked."""
-    cookie = ClickCookie([SECRET], window=timedelta(days=30))
+    cookie = ClickCookie([SECRET], site_id=SITE_ID, window=timedelta(days=30))
     now = datetime.now(timezone.utc)
     values = [cookie.dumps(Click(_transaction_id(), "1234", "5678", now)) for _ in range(CALLS)]
     headers = [f"_ga=GA1.2.1479021.1700000000; katalys_click={value}; session=8c1f0e5b7a" for value in values]
