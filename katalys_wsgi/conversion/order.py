@@ -1,7 +1,7 @@
 """What was sold, in the shop's words: conversions and order updates, each field with its check.
 
 Nothing here raises because of bad data: ``problems()`` lists all of them at once, so that a checkout goes on and the
-developer sees the whole list.
+developer sees the whole list. None, an empty string and white space mean that an optional field was not given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .checks import Check, Money
 
 __all__ = [
     "FIELD_CHECKS", "OPTIONAL_FIELDS", "ORDER_STATUSES", "REQUIRED_FIELDS", "Conversion", "Discount", "LineItem",
-    "OrderStatus", "OrderUpdate", "as_discount",
+    "OrderStatus", "OrderUpdate", "as_discount", "is_blank",
 ]  # fmt: skip
 
 #: "Order Status Reporting" in Katalys' knowledge base. Pending becomes Ignored; paid, shipped and fulfilled become
@@ -42,6 +42,9 @@ class Discount:
     code: str = field(metadata={"check": checks.string})
     amount: Money | None = field(default=None, metadata={"check": checks.money})
 
+    def __post_init__(self) -> None:
+        _keep_what_is_given(self)
+
 
 @dataclass(frozen=True)
 class LineItem:
@@ -49,7 +52,7 @@ class LineItem:
 
     :param sku: the shop's number of the product.
     :param price: of one piece, in the order's currency.
-    :param qty: how many pieces, or how much; above zero.
+    :param qty: how many pieces, or how much; above zero, and 1 unless given.
     :param title: the product's name.
     :param variation: such as a colour or a size.
     :param categories: plain names, without commas and HTML.
@@ -57,13 +60,15 @@ class LineItem:
 
     sku: str = field(metadata={"check": checks.string})
     price: Money | None = field(default=None, metadata={"check": checks.money})
-    qty: Money = field(default=1, metadata={"check": checks.quantity})
+    qty: Money | None = field(default=1, metadata={"check": checks.quantity})
     title: str | None = field(default=None, metadata={"check": checks.string})
     variation: str | None = field(default=None, metadata={"check": checks.string})
     categories: Sequence[str] = field(default=(), metadata={"check": checks.names})
 
     def __post_init__(self) -> None:
-        _keep_as_tuple(self, "categories")
+        _keep_what_is_given(self)
+        if isinstance(self.categories, tuple):
+            object.__setattr__(self, "categories", tuple(name for name in self.categories if not is_blank(name)))
 
 
 def as_discount(coupon: object) -> Discount:
@@ -112,8 +117,9 @@ class _Order:
     line_items: Sequence[LineItem] = field(default=(), metadata={"each": _as_line_item})
 
     def __post_init__(self) -> None:
-        _keep_as_tuple(self, "discounts")
-        _keep_as_tuple(self, "line_items")
+        if isinstance(self.email_address, str):
+            object.__setattr__(self, "email_address", str.strip(self.email_address))
+        _keep_what_is_given(self)
 
     def problems(self) -> list[str]:
         """Everything that keeps this data from being reported, each as ``"field: what is wrong and what to do"``.
@@ -129,10 +135,11 @@ class Conversion(_Order):
     """One sale.
 
     Amounts are a ``Decimal``, an int, or a string of digits with a point, in ``currency``; they reach Katalys to the
-    last digit. The keys are those of "Reporting Schema" in Katalys' knowledge base.
+    last digit. The keys are those of "Reporting Schema" in Katalys' knowledge base. In an optional field None, an empty
+    string and white space mean "not given"; so they do in a list of coupons, line items or categories.
 
     :param order_id: the shop's number of the order, unique in the account; the same id again is the same order.
-    :param email_address: any string that stays the same for a customer.
+    :param email_address: any string that stays the same for a customer; white space around it is dropped.
     :param sale_amount: the grand total.
     :param subtotal_amount: goods only; before or after discounts is for you to settle with Katalys.
     :param currency: three letters of ISO 4217; Katalys takes USD unless it is given.
@@ -203,6 +210,8 @@ def _list_problems(name: str, values: object, convert: Callable[[Any], Any], cur
         yield f"{name}: is a {type(values).__name__}; give a list"
         return
     for number, value in enumerate(values):
+        if is_blank(value):
+            continue
         try:
             item = convert(value)
         except ValueError as error:
@@ -222,13 +231,26 @@ def _value_problems(name: str, value: object, check: Check, currency: str | None
 
 
 def _is_given(value: object) -> bool:
-    return value is not None and not (isinstance(value, tuple) and not value)
+    if isinstance(value, tuple):
+        return not all(map(is_blank, value))
+    return value is not None
 
 
-def _keep_as_tuple(owner: object, name: str) -> None:
-    """Freeze a list, and keep what a generator yields: the first look at it would use it up. None is an empty list."""
-    value = getattr(owner, name)
-    if value is None:
-        value = []
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, tuple)):
-        object.__setattr__(owner, name, tuple(value))
+def is_blank(value: object) -> bool:
+    """Whether ``value`` is what forms and ORMs write for "nothing there": None, or a string of white space."""
+    return value is None or (isinstance(value, str) and not str.strip(value))  # its own strip() may be the shop's
+
+
+def _keep_what_is_given(owner: _Order | Discount | LineItem) -> None:
+    """Give each optional field that is blank its default, and freeze lists.
+
+    What a generator yields is kept: the first look at it would use it up.
+    """
+    for part in fields(owner):
+        value = getattr(owner, part.name)
+        if part.default is MISSING:
+            continue
+        if is_blank(value):
+            object.__setattr__(owner, part.name, part.default)
+        elif part.default == () and isinstance(value, Iterable) and not isinstance(value, (str, bytes, tuple)):
+            object.__setattr__(owner, part.name, tuple(value))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from . import checks
 from .checks import LONGEST_IDENTIFIER, Check
-from .order import FIELD_CHECKS, OPTIONAL_FIELDS, Conversion, LineItem, OrderUpdate, as_discount
+from .order import FIELD_CHECKS, OPTIONAL_FIELDS, Conversion, LineItem, OrderUpdate, as_discount, is_blank
 
 __all__ = ["ClickIds", "Kind", "Postback", "email_hash"]
 
@@ -197,8 +197,8 @@ def _further_fields(order: Conversion | OrderUpdate) -> Iterator[tuple[str, str]
 
 
 def _counted(values: object) -> Iterator[tuple[int, Any]]:
-    """Katalys' multi-key fields count from 1."""
-    return enumerate(values, 1) if isinstance(values, tuple) else enumerate(())
+    """Katalys' multi-key fields count from 1; what is blank was not given."""
+    return enumerate((value for value in values if not is_blank(value)) if isinstance(values, tuple) else (), 1)
 
 
 def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
@@ -218,7 +218,12 @@ def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
 
 
 def _plain(value: object) -> str:
-    """A string, an id or a count. None, which is invalid wherever it gets here, is written empty."""
+    """A string, an id or a count. None, which is invalid wherever it gets here, is written empty.
+
+    Of a string class its own characters, which the checks have seen: what its ``__str__`` says is another question.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
     return "" if value is None else str(value)
 
 
