@@ -207,7 +207,8 @@ def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
     yield f"{prefix}_sku", _plain(item.sku)
     if item.price is not None:
         yield f"{prefix}_price", _amount(item.price)
-    yield f"{prefix}_qty", _amount(item.qty)
+    if item.qty is not None:
+        yield f"{prefix}_qty", _amount(item.qty)
     for name, text in (("title", item.title), ("var", item.variation)):
         if text is not None:
             yield f"{prefix}_{name}", _plain(text)
