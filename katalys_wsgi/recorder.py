@@ -7,8 +7,10 @@ way takes is logged as ``conversion_lost`` with its order id, so that the operat
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import datetime, timezone
 from functools import partial
 from traceback import extract_tb
 from typing import Any, TypeVar
@@ -41,6 +43,7 @@ class Recorder:
     :param events: where each outcome is reported; see :data:`~katalys_wsgi.events.EVENTS`.
     :param wake: called after each call and each deferred write, whatever came of it: starts the relay.
     :param held: says why postbacks stay on this machine for now; None when they may leave.
+    :param clock: seconds since 1970.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Recorder:
         events: Events,
         wake: Callable[[], None],
         held: Callable[[], str | None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._outbox = outbox
         self._events = events
         self._wake = wake
         self._held = held
+        self._clock = clock
         self._reports_every_order = settings.conversion_type == "offline_conv"
         self._email_key = settings.secret_key[0] if settings.hash_email else None
 
@@ -111,6 +116,7 @@ class Recorder:
             client_ip=visit.client_ip,
             user_agent=visit.user_agent,
             email_key=self._email_key,
+            recorded_at=datetime.fromtimestamp(self._clock(), timezone.utc),
         )
         return self._write(visit, connection, self._add, postback, checked)
 

@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,9 +39,11 @@ from .support import (
     BUYER_IP,
     LINK,
     OLD_SECRET,
+    RECORDED_KEYS,
     SECRET,
     SITE_ID,
     TWELVE_KEYS,
+    Clock,
     MakeTracker,
     Stopwatch,
     arrive,
@@ -104,17 +107,18 @@ class TestOutcomes:
         assert levels(events) == [("conversion_recorded", logging.INFO)]
         assert events[0].fields == {"order_id": "1001", "reason": ""}
 
-    def test_what_was_recorded_arrives(self, tracker: Tracker, sandbox: Sandbox) -> None:
+    def test_what_was_recorded_arrives(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
+        tracker = make_tracker(clock=Clock())
         arrive(tracker).record(make_conversion())
 
         assert tracker.drain().settled == 1
         (received,) = sandbox.collector.accepted
         assert received.fields == dict(
             zip(
-                TWELVE_KEYS,
+                RECORDED_KEYS,
                 (
                     "force_convert", SITE_ID, "1001", "ann@example.com", "59.90", "50.00", BUYER_IP, BUYER_AGENT,
-                    "SPRING", "1234abcd", "1234", "5678",
+                    "SPRING", "1234abcd", "1234", "5678", "@1795350600",
                 ),
                 strict=True,
             )
@@ -227,6 +231,63 @@ class TestOutcomes:
         assert {received.fields["client_ip"] for received in sandbox.collector.accepted} == {""}
 
 
+class TestOrderTime:
+    """A sale that is delivered three days late keeps its date."""
+
+    def test_it_is_the_moment_of_recording(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
+        clock = Clock()
+        tracker = make_tracker(clock=clock)
+        arrive(tracker).record(make_conversion())
+        clock.advance(timedelta(days=3))
+        tracker.drain()
+
+        assert sandbox.collector.accepted[0].fields["order_time"] == "@1795350600"
+
+    def test_of_what_is_deferred_too(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
+        clock = Clock()
+        waiting: Waiting = []
+        tracker = make_tracker(clock=clock)
+        tracker.visit(make_environ(LINK), defer=waiting.append).record(make_conversion())
+        clock.advance(60)
+        waiting[0]()
+        tracker.drain()
+
+        assert sandbox.collector.accepted[0].fields["order_time"] == "@1795350600"
+
+    def test_a_given_one_stands(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
+        tracker = make_tracker(clock=Clock())
+        arrive(tracker).record(make_conversion(order_time=datetime(2026, 3, 1, tzinfo=timezone.utc)))
+        tracker.drain()
+
+        assert sandbox.collector.accepted[0].fields["order_time"] == "@1772323200"
+
+    def test_one_with_a_problem_gives_way_to_it(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
+        tracker = make_tracker(clock=Clock())
+        record = arrive(tracker).record(make_conversion(order_time=datetime(2026, 3, 1)))  # noqa: DTZ001
+        tracker.drain()
+
+        assert record.reason == "left out: order_time"
+        assert sandbox.collector.accepted[0].fields["order_time"] == "@1795350600"
+
+    def test_an_update_has_none(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
+        """When the refund was typed in is not when the order was placed."""
+        tracker = make_tracker(conversion_type="offline_conv")
+        tracker.record_update(PAID)
+        tracker.drain()
+
+        assert "order_time" not in sandbox.collector.accepted[0].fields
+
+    def test_it_does_not_make_two_records_of_one_order_differ(self, make_tracker: MakeTracker) -> None:
+        clock = Clock()
+        visit = arrive(make_tracker(clock=clock))
+        visit.record(make_conversion())
+        clock.advance(3600)
+
+        again = visit.record(make_conversion())
+
+        assert (again.outcome, again.reason) == (Outcome.DUPLICATE, "recorded before")
+
+
 class TestLeftOut:
     """A sale is never held back by an optional field."""
 
@@ -279,7 +340,7 @@ class TestLeftOut:
         tracker.drain()
 
         (received,) = sandbox.collector.accepted
-        assert {name: value for name, value in received.fields.items() if name not in TWELVE_KEYS} == {
+        assert {name: value for name, value in received.fields.items() if name not in RECORDED_KEYS} == {
             "discount_1_amount": "1.00", "discount_2_code": "Y", "currency": "EUR", "vid": "v",
             "line_item_1_sku": "A", "line_item_1_price": "5.00", "line_item_1_var": "red",
             "line_item_2_sku": "B", "line_item_2_qty": "1",
@@ -384,7 +445,7 @@ class TestTypes:
 
         with_click, without = (received.fields for received in sandbox.collector.accepted)
         assert (with_click["type"], with_click["transaction_id"]) == ("offline_conv", "1234abcd")
-        assert tuple(without) == TWELVE_KEYS[:9]
+        assert tuple(without) == (*TWELVE_KEYS[:9], "order_time")
 
     @pytest.mark.parametrize("wire", ["json", "form", "get"])
     def test_every_wire(self, make_tracker: MakeTracker, sandbox: Sandbox, wire: str) -> None:
@@ -393,7 +454,7 @@ class TestTypes:
         tracker.drain()
 
         (received,) = sandbox.collector.accepted
-        assert tuple(received.fields) == TWELVE_KEYS
+        assert tuple(received.fields) == RECORDED_KEYS
         assert tracker.outbox.history("1001")[0].confirmed == (wire != "get")
 
     def test_a_hashed_address(self, make_tracker: MakeTracker, sandbox: Sandbox) -> None:
@@ -837,7 +898,7 @@ class TestUnusableOutbox:
         assert record.key
         assert "outbox" in record.reason
         (received,) = sandbox.collector.accepted
-        assert tuple(received.fields) == TWELVE_KEYS
+        assert tuple(received.fields) == RECORDED_KEYS
         assert levels(events) == [("conversion_sent_directly", logging.ERROR)]
         assert events[0].fields["order_id"] == "1001"
 

@@ -173,7 +173,7 @@ class Conversion(_Order):
     :param currency: three letters of ISO 4217; Katalys takes USD unless it is given.
     :param tax_amount: the taxes in ``sale_amount``.
     :param shipping_amount: the cost of shipping in ``sale_amount``.
-    :param order_time: when the order was placed; an aware datetime.
+    :param order_time: when the order was placed; an aware datetime. The moment of ``record()`` unless given.
     :param order_status: one of :data:`ORDER_STATUSES`.
     :param payment_status: the shop's own word for it.
     :param order_alias: dangerous: Katalys merges the order of this id into this one and may change the id.
