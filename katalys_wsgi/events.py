@@ -107,7 +107,10 @@ EVENTS: Mapping[str, EventType] = MappingProxyType({
         WARNING, ("advice",), "A sale was recorded without the buyer's address; logged once.", _TUNE_PROXIES,
     ),
     # recording
-    "conversion_recorded": EventType(INFO, ("order_id", "reason"), "A sale is in the outbox and will be delivered."),
+    "conversion_recorded": EventType(
+        INFO, ("order_id", "reason"),
+        "A sale is in the outbox and will be delivered; the reason names optional fields that were left out.",
+    ),
     "conversion_duplicate": EventType(
         INFO, ("order_id", "reason"), "The order was recorded before; the first record stands.",
     ),
@@ -116,7 +119,8 @@ EVENTS: Mapping[str, EventType] = MappingProxyType({
         "Correct it with: katalys-wsgi retry ORDER --set FIELD=VALUE, or record the order again.",
     ),
     "update_recorded": EventType(
-        INFO, ("order_id", "reason"), "An order update is in the outbox and will be delivered.",
+        INFO, ("order_id", "reason"),
+        "An order update is in the outbox and will be delivered; the reason names optional fields that were left out.",
     ),
     "update_duplicate": EventType(INFO, ("order_id", "reason"), "The very same update was recorded before."),
     "update_invalid": EventType(

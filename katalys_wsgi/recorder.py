@@ -7,13 +7,15 @@ way takes is logged as ``conversion_lost`` with its order id, so that the operat
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import datetime, timezone
 from functools import partial
 from traceback import extract_tb
-from typing import Any
+from typing import Any, TypeVar
 
-from .conversion.order import Conversion, OrderUpdate
+from .conversion.order import Checked, Conversion, OrderUpdate, check_order
 from .conversion.postback import Kind, Postback
 from .errors import InvalidConversion, KatalysError, OutboxMissing, OutboxUnavailable, UnusableConnection, WrongCall
 from .events import Events
@@ -23,6 +25,8 @@ from .settings import Settings
 from .visit import Outcome, Record, Visit
 
 __all__ = ["DIRECT_DEADLINE", "Recorder"]
+
+_Order = TypeVar("_Order", Conversion, OrderUpdate)
 
 #: Seconds that a checkout waits for Katalys, only when the outbox cannot be written.
 DIRECT_DEADLINE = 2.0
@@ -39,6 +43,7 @@ class Recorder:
     :param events: where each outcome is reported; see :data:`~katalys_wsgi.events.EVENTS`.
     :param wake: called after each call and each deferred write, whatever came of it: starts the relay.
     :param held: says why postbacks stay on this machine for now; None when they may leave.
+    :param clock: seconds since 1970.
     """
 
     def __init__(
@@ -49,12 +54,14 @@ class Recorder:
         events: Events,
         wake: Callable[[], None],
         held: Callable[[], str | None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._outbox = outbox
         self._events = events
         self._wake = wake
         self._held = held
+        self._clock = clock
         self._reports_every_order = settings.conversion_type == "offline_conv"
         self._email_key = settings.secret_key[0] if settings.hash_email else None
 
@@ -94,7 +101,7 @@ class Recorder:
     def _record(self, visit: Visit, conversion: Conversion, connection: Any) -> Record:
         """A conversion's way: is it ours to report, what does it say, and into which transaction does it go."""
         _check_type(conversion, Conversion, "record")
-        problems = _problems(conversion, strict=visit.strict)
+        checked = _checked(conversion, strict=visit.strict)
         if visit.no_consent:
             return Record(Outcome.NO_CONSENT, reason="the visitor did not consent")
         if visit.click is None and not self._reports_every_order:
@@ -102,25 +109,26 @@ class Recorder:
         if visit.client_ip is None:
             self._events.emit_once("client_ip_unknown", advice="is trusted_proxies the number of your proxies?")
         postback = Postback.from_conversion(
-            conversion,
+            checked.value,
             site_id=self._settings.site_id,
             conversion_type=self._settings.conversion_type,
             click=visit.click,
             client_ip=visit.client_ip,
             user_agent=visit.user_agent,
             email_key=self._email_key,
+            recorded_at=datetime.fromtimestamp(self._clock(), timezone.utc),
         )
-        return self._write(visit, connection, self._add, postback, problems)
+        return self._write(visit, connection, self._add, postback, checked)
 
     def _record_update(self, visit: Visit, update: OrderUpdate, connection: Any) -> Record:
         """An update's way: like a conversion's, without click and consent, which its order had when it was recorded."""
         _check_type(update, OrderUpdate, "record_update")
-        problems = _problems(update, strict=visit.strict)
-        postback = Postback.from_update(update, site_id=self._settings.site_id, email_key=self._email_key)
-        return self._write(visit, connection, self._add_update, postback, problems)
+        checked = _checked(update, strict=visit.strict)
+        postback = Postback.from_update(checked.value, site_id=self._settings.site_id, email_key=self._email_key)
+        return self._write(visit, connection, self._add_update, postback, checked)
 
     def _write(
-        self, visit: Visit, connection: Any, add: Callable[..., Record], postback: Postback, problems: Sequence[str]
+        self, visit: Visit, connection: Any, add: Callable[..., Record], postback: Postback, checked: Checked[Any]
     ) -> Record:
         """Call ``add`` within ``connection``'s transaction, or after the visit's, or at once.
 
@@ -129,23 +137,23 @@ class Recorder:
         """
         if connection is not None:
             try:
-                return add(postback, problems, connection, strict=visit.strict)
+                return add(postback, checked, connection, strict=visit.strict)
             except UnusableConnection as error:
                 if visit.strict:
                     raise
                 self._events.emit_once("connection_unusable", reason=error, advice="leave connection= out")
         if visit.defer is None:
-            return add(postback, problems, None, strict=visit.strict)
-        later = partial(add, postback, problems, None, strict=False)
+            return add(postback, checked, None, strict=visit.strict)
+        later = partial(add, postback, checked, None, strict=False)
         visit.defer(lambda: self._guarded(later, postback, strict=False))
-        return Record(Outcome.DEFERRED, postback.key, tuple(problems), "waits for the commit")
+        return Record(Outcome.DEFERRED, postback.key, tuple(checked.problems), "waits for the commit")
 
-    def _add_update(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
+    def _add_update(self, postback: Postback, checked: Checked[Any], connection: Any, *, strict: bool) -> Record:
         """Keep an update in the outbox if its order is ours to report; arguments as of :meth:`_add`."""
         # Asked when it is written, not before: the order itself may be recorded by the same transaction.
         if not self._reports_every_order and not self._is_known(postback.order_id, connection):
             return Record(Outcome.NO_CLICK, reason="no conversion of this order was recorded")
-        return self._add(postback, problems, connection, strict=strict)
+        return self._add(postback, checked, connection, strict=strict)
 
     def _is_known(self, order_id: str, connection: Any) -> bool:
         """Whether anything was recorded of the order, also by the open transaction of ``connection``."""
@@ -154,40 +162,44 @@ class Recorder:
         except OutboxMissing:
             return False  # nothing was ever recorded
 
-    def _add(self, postback: Postback, problems: Sequence[str], connection: Any, *, strict: bool) -> Record:
-        """Keep ``postback`` in the outbox, as a dead letter if it has problems.
+    def _add(self, postback: Postback, checked: Checked[Any], connection: Any, *, strict: bool) -> Record:
+        """Keep ``postback`` in the outbox, as a dead letter if it has blocking problems.
 
         :param connection: the transaction to write in; without one, an outbox that cannot be written is made up for by
             a direct attempt.
         :param strict: raise where the outbox cannot be written, instead of sending directly.
         """
         try:
-            added = self._outbox.add(postback, problems=problems, connection=connection)
+            added = self._outbox.add(postback, problems=checked.blocking, connection=connection)
         except OutboxUnavailable as error:
             if strict:
                 raise
             if connection is not None:  # the order may yet be rolled back, so it must not be sent
-                return self._lost(postback.order_id, str(error), postback.key, problems)
-            return self._send_directly(postback, problems, str(error))
-        outcome, reason = (Outcome.INVALID, _to_correct(problems)) if problems else _ADDED[added]
+                return self._lost(postback.order_id, str(error), postback.key, tuple(checked.problems))
+            return self._send_directly(postback, checked, str(error))
+        outcome, reason = (Outcome.INVALID, _to_correct(checked)) if checked.blocking else _ADDED[added]
+        if outcome is not Outcome.DUPLICATE:
+            reason = _with_left_out(reason, checked)
         self._events.emit(_EVENTS[postback.kind, outcome], order_id=postback.order_id, reason=reason)
-        return Record(outcome, postback.key, tuple(problems), reason)
+        return Record(outcome, postback.key, tuple(checked.problems), reason)
 
-    def _send_directly(self, postback: Postback, problems: Sequence[str], why: str) -> Record:
+    def _send_directly(self, postback: Postback, checked: Checked[Any], why: str) -> Record:
         """The last resort of a checkout whose outbox cannot be written: one attempt with a short deadline.
 
         :param why: the outbox cannot be written; part of the event and of the record.
         """
-        if problems:
-            return self._lost(postback.order_id, why, postback.key, problems)
+        lost = partial(self._lost, postback.order_id, key=postback.key, problems=tuple(checked.problems))
+        if checked.blocking:
+            return lost(why)
         held = self._held()
         if held is not None:
-            return self._lost(postback.order_id, f"{why} It was not sent directly: {held}.", postback.key)
+            return lost(f"{why} It was not sent directly: {held}.")
         receipt = _send(self._settings, postback.payload)
         if receipt.verdict is not Verdict.DELIVERED:
-            return self._lost(postback.order_id, f"{why} Sending it directly failed too: {receipt.error}", postback.key)
-        self._events.emit("conversion_sent_directly", order_id=postback.order_id, reason=why)
-        return Record(Outcome.SENT_DIRECTLY, postback.key, reason=why)
+            return lost(f"{why} Sending it directly failed too: {receipt.error}")
+        reason = _with_left_out(why, checked)
+        self._events.emit("conversion_sent_directly", order_id=postback.order_id, reason=reason)
+        return Record(Outcome.SENT_DIRECTLY, postback.key, tuple(checked.problems), reason)
 
     def _lost(self, order_id: str, why: str, key: str | None = None, problems: Sequence[str] = ()) -> Record:
         """Report a sale that neither the outbox nor Katalys took, so that the operator can record it again."""
@@ -221,18 +233,29 @@ def _check_type(order: object, kind: type, verb: str) -> None:
     raise WrongCall(f"{verb}() takes {kind.__name__}(order_id=..., ...), not {type(order).__name__}{hint}.")
 
 
-def _to_correct(problems: Sequence[str]) -> str:
-    """Why an order is invalid, by the names of its fields: their values may be personal data."""
-    names = dict.fromkeys(problem.partition(":")[0] for problem in problems)
-    return f"kept as a dead letter, to be corrected: {', '.join(names)}"
+def _checked(order: _Order, *, strict: bool) -> Checked[_Order]:
+    """What can be reported of ``order``, and what is wrong; if strict and anything is, InvalidConversion is raised."""
+    checked = check_order(order)
+    if checked.problems and strict:
+        raise InvalidConversion(_order_id(order), checked.problems)
+    return checked
 
 
-def _problems(order: Conversion | OrderUpdate, *, strict: bool) -> list[str]:
-    """What is wrong with ``order``; if strict, InvalidConversion is raised instead."""
-    problems = order.problems()
-    if problems and strict:
-        raise InvalidConversion(_order_id(order), problems)
-    return problems
+def _to_correct(checked: Checked[Any]) -> str:
+    """Why an order is invalid."""
+    return f"kept as a dead letter, to be corrected: {_fields(checked.blocking)}"
+
+
+def _with_left_out(reason: str, checked: Checked[Any]) -> str:
+    """``reason``, and which fields of the order were not reported."""
+    if not checked.left_out:
+        return reason
+    return f"{reason}; left out: {_fields(checked.left_out)}".removeprefix("; ")
+
+
+def _fields(problems: Sequence[str]) -> str:
+    """The names of the fields that have problems: their values may be personal data."""
+    return ", ".join(dict.fromkeys(problem.partition(":")[0] for problem in problems))
 
 
 def _order_id(order: object) -> str:

@@ -144,7 +144,9 @@ class Tracker:
 
     @cached_property
     def _recorder(self) -> Recorder:
-        return Recorder(self.settings, self.outbox, events=self._events, wake=self._wake, held=self._hold)
+        return Recorder(
+            self.settings, self.outbox, events=self._events, wake=self._wake, held=self._hold, clock=self._clock
+        )
 
     # --- a request ---
 

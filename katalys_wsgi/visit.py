@@ -34,7 +34,8 @@ class Record:
     """The answer of ``record()`` and ``record_update()``.
 
     :param key: identifies the message in the outbox; None when there is no message.
-    :param problems: what is wrong with the data, a string ``"field: problem and what to do"`` each.
+    :param problems: what is wrong with the data, a string ``"field: problem and what to do"`` each. A sale that is
+        RECORDED is reported without the fields that are named here.
     :param reason: why, in a few words; empty when all went well.
     """
 

@@ -42,6 +42,9 @@ TWELVE_KEYS = (
     "discount_1_code", "transaction_id", "offer_id", "aff_id",
 )  # fmt: skip
 
+#: Those of a conversion as it is recorded, which is stamped with its moment.
+RECORDED_KEYS = (*TWELVE_KEYS, "order_time")
+
 BUYER_IP = "203.0.113.7"
 BUYER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) Test/1.0"
 

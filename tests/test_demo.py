@@ -56,7 +56,7 @@ class TestOnce:
         shown = [line.split()[0] for line in received.splitlines() if line.startswith("  ")]
 
         assert tuple(shown[:12]) == TWELVE_KEYS
-        assert shown[12:] == ["line_item_1_sku", "line_item_1_price", "line_item_1_qty"]
+        assert shown[12:] == ["order_time", "line_item_1_sku", "line_item_1_price", "line_item_1_qty"]
 
     def test_it_prints_each_step(self, ended: subprocess.CompletedProcess[str]) -> None:
         assert "utm_source=Katalys&transaction_id=1234abcd&offer_id=1234&publisher_id=5678" in ended.stdout

@@ -306,6 +306,27 @@ def test_the_same_data_is_the_same_digest() -> None:
     assert make_postback() == make_postback()
 
 
+@pytest.mark.parametrize("order_id", ["1001", ""], ids=["order", "without-an-id"])
+def test_the_moment_it_was_recorded_makes_no_other_message(order_id: str) -> None:
+    first, second = (make_postback(make_conversion(order_id), recorded_at=NOW + timedelta(days=day)) for day in (0, 1))
+
+    assert first.payload != second.payload
+    assert (first.key, first.digest) == (second.key, second.digest)
+    assert first.digest == make_postback(make_conversion(order_id)).digest
+
+
+def test_a_text_that_looks_like_a_time_counts() -> None:
+    first, second = (make_postback(make_conversion(vid=f'x","order_time":"@{number}"')) for number in (1, 2))
+
+    assert first.digest != second.digest
+
+
+def test_the_time_of_an_update_counts() -> None:
+    first, second = (make_update(order_time=NOW + timedelta(days=day)) for day in (0, 1))
+
+    assert first.key != second.key
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -19,7 +19,7 @@ from katalys_wsgi.cli import command_names
 from katalys_wsgi.sandbox import Sandbox
 
 from .readme import LOGGING, README, ROOT, SHOPS, blocks, export, log_line, section
-from .support import BUYER_AGENT, BUYER_IP, LINK, SECRET, TWELVE_KEYS, make_environ
+from .support import BUYER_AGENT, BUYER_IP, LINK, RECORDED_KEYS, SECRET, make_environ
 
 #: The shops that are one file. Django's project is served in test_new_shops.py: one process has one project.
 FILES = [title for title in SHOPS if title != "Django"]
@@ -122,14 +122,14 @@ def test_a_forgotten_extra_is_named_by_the_framework_it_brings(title: str) -> No
 def test_a_shop_copied_from_the_readme_reports_its_sale(
     title: str, reader: Path, sandboxed: Sandbox, log: pytest.LogCaptureFixture
 ) -> None:
-    """Link, checkout, the twelve keys of the specification at the collector, and the README's lines in the log."""
+    """Link, checkout, the keys of the specification at the collector, and the README's lines in the log."""
     browser, tracker = _shop(title)
 
     assert _buy(browser).endswith("recorded")
 
     (received,) = sandboxed.collector.wait_for(1)
     tracker.close()
-    assert tuple(received.fields) == TWELVE_KEYS
+    assert tuple(received.fields) == RECORDED_KEYS
     assert (reader / "katalys-outbox.db").exists()
     for event in ("tracker_started", "conversion_recorded", "postback_delivered"):
         line = log_line(event).replace(export("KATALYS_ENDPOINT"), sandboxed.endpoint)

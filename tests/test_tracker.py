@@ -43,9 +43,9 @@ from .support import (
     BUYER_IP,
     LINK,
     OLD_SECRET,
+    RECORDED_KEYS,
     SECRET,
     SITE_ID,
-    TWELVE_KEYS,
     Clock,
     MakeTracker,
     Stopwatch,
@@ -670,7 +670,7 @@ class TestDeliveryThread:
         arrive(tracker).record(make_conversion())
 
         (received,) = sandbox.collector.wait_for(1)
-        assert tuple(received.fields) == TWELVE_KEYS
+        assert tuple(received.fields) == RECORDED_KEYS
         wait_until(lambda: rows(tracker) == [("conversion", State.DELIVERED)])
         (thread,) = relays()
         assert thread.daemon

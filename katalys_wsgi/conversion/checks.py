@@ -114,9 +114,9 @@ def identifier(value: object) -> None:
 
     :raises ValueError: it is not.
     """
-    text = _digits(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    text: Any = _digits(value) if isinstance(value, int) and not isinstance(value, bool) else value
     string(text)
-    if _is_unclean(str(text)) or len(str(text)) > LONGEST_IDENTIFIER:
+    if _is_unclean(text) or len(text) > LONGEST_IDENTIFIER:
         raise ValueError(f"holds control characters, white space around it, or over {LONGEST_IDENTIFIER} characters")
 
 

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 
 from . import checks
 from .checks import LONGEST_IDENTIFIER, Check
-from .order import FIELD_CHECKS, OPTIONAL_FIELDS, Conversion, LineItem, OrderUpdate, as_discount
+from .order import FIELD_CHECKS, OPTIONAL_FIELDS, Conversion, LineItem, OrderUpdate, as_discount, is_blank
 
 __all__ = ["ClickIds", "Kind", "Postback", "email_hash"]
 
 _compact_json = json.JSONEncoder(separators=(",", ":")).encode
+_order_time = re.compile(r',"order_time":"@\d+"', re.ASCII)
 _is_unstorable = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -90,6 +91,7 @@ class Postback:
         client_ip: str | None,
         user_agent: str,
         email_key: str | None = None,
+        recorded_at: datetime | None = None,
     ) -> Postback:
         """The message that reports a sale. What is invalid is written as it stands, for the operator to correct.
 
@@ -100,6 +102,8 @@ class Postback:
             address of the caller, which is the shop's own server.
         :param user_agent: the buyer's User-Agent header.
         :param email_key: report :func:`email_hash` with this key instead of the e-mail address.
+        :param recorded_at: reported as ``order_time`` where the conversion gives none, so that a sale that is delivered
+            days later keeps its date.
         """
         fields = {
             "type": conversion_type,
@@ -112,7 +116,7 @@ class Postback:
             "user_agent": user_agent,
             "discount_1_code": "",
             **_click_fields(click),
-            **dict(_further_fields(conversion)),
+            **dict(_further_fields(conversion, recorded_at)),
         }
         return cls.from_fields(fields, Kind.CONVERSION, click.clicked_at.timestamp() if click else None)
 
@@ -140,13 +144,16 @@ class Postback:
         :param clicked_at: when the shopper arrived, seconds since 1970.
         """
         payload = _compact_json(fields)
-        key = _message_key(fields["site_id"], fields["order_id"], kind, payload)
+        key = _message_key(fields["site_id"], fields["order_id"], kind, _digest(kind, payload))
         return cls(key, _storable(fields["order_id"]), kind, payload, clicked_at)
 
     @property
     def digest(self) -> str:
-        """32 hex digits that differ where two payloads differ."""
-        return _digest(self.payload)
+        """32 hex digits that differ where two payloads differ, but for the ``order_time`` of a conversion.
+
+        The same order recorded twice is the same message, although each call was stamped with its own moment.
+        """
+        return _digest(self.kind, self.payload)
 
 
 def email_hash(address: str, key: str) -> str:
@@ -157,12 +164,12 @@ def email_hash(address: str, key: str) -> str:
     return hmac.new(key.encode(), address.lower().encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
-def _message_key(site_id: str, order_id: str, kind: Kind, payload: str) -> str:
-    """Site, kind and order; for an update, and for an order without a usable id, a digest of the fields as well."""
+def _message_key(site_id: str, order_id: str, kind: Kind, digest: str) -> str:
+    """Site, kind and order; for an update, and for an order without a usable id, the digest of the fields as well."""
     usable = _storable(order_id)[:LONGEST_IDENTIFIER].rstrip()  # MySQL takes "AB " for "AB"
     parts = [site_id, kind, usable]
     if kind != Kind.CONVERSION or not order_id or usable != order_id:
-        parts.append(_digest(payload))
+        parts.append(digest)
     return ":".join(parts)
 
 
@@ -171,7 +178,9 @@ def _storable(text: str) -> str:
     return _is_unstorable.sub("\ufffd", text)
 
 
-def _digest(payload: str) -> str:
+def _digest(kind: Kind, payload: str) -> str:
+    if kind == Kind.CONVERSION:  # a quotation mark within a value has a backslash before it, so no value can match
+        payload = _order_time.sub("", payload)
     return hashlib.sha256(payload.encode("ascii")).hexdigest()[:32]
 
 
@@ -182,7 +191,7 @@ def _click_fields(click: ClickIds | None) -> dict[str, str]:
     return {name: value for name, value in ids.items() if value}
 
 
-def _further_fields(order: Conversion | OrderUpdate) -> Iterator[tuple[str, str]]:
+def _further_fields(order: Conversion | OrderUpdate, recorded_at: datetime | None = None) -> Iterator[tuple[str, str]]:
     for number, discount in _counted(order.discounts):
         coupon = as_discount(discount)
         yield f"discount_{number}_code", _plain(coupon.code)
@@ -190,6 +199,8 @@ def _further_fields(order: Conversion | OrderUpdate) -> Iterator[tuple[str, str]
             yield f"discount_{number}_amount", _amount(coupon.amount)
     for name in OPTIONAL_FIELDS:
         value = getattr(order, name)
+        if name == "order_time" and value is None:
+            value = recorded_at
         if value is not None:
             yield name, _WRITERS.get(FIELD_CHECKS[name], _plain)(value)
     for number, item in _counted(order.line_items):
@@ -197,8 +208,8 @@ def _further_fields(order: Conversion | OrderUpdate) -> Iterator[tuple[str, str]
 
 
 def _counted(values: object) -> Iterator[tuple[int, Any]]:
-    """Katalys' multi-key fields count from 1."""
-    return enumerate(values, 1) if isinstance(values, tuple) else enumerate(())
+    """Katalys' multi-key fields count from 1; what is blank was not given."""
+    return enumerate((value for value in values if not is_blank(value)) if isinstance(values, tuple) else (), 1)
 
 
 def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
@@ -207,7 +218,8 @@ def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
     yield f"{prefix}_sku", _plain(item.sku)
     if item.price is not None:
         yield f"{prefix}_price", _amount(item.price)
-    yield f"{prefix}_qty", _amount(item.qty)
+    if item.qty is not None:
+        yield f"{prefix}_qty", _amount(item.qty)
     for name, text in (("title", item.title), ("var", item.variation)):
         if text is not None:
             yield f"{prefix}_{name}", _plain(text)
@@ -218,7 +230,12 @@ def _line_item_fields(prefix: str, item: object) -> Iterator[tuple[str, str]]:
 
 
 def _plain(value: object) -> str:
-    """A string, an id or a count. None, which is invalid wherever it gets here, is written empty."""
+    """A string, an id or a count. None, which is invalid wherever it gets here, is written empty.
+
+    Of a string class its own characters, which the checks have seen: what its ``__str__`` says is another question.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
     return "" if value is None else str(value)
 
 

@@ -40,7 +40,8 @@ _THANKS = "/thanks/"
 #: The scripted shopper's browser.
 USER_AGENT = "Mozilla/5.0 (katalys-wsgi demo)"
 
-#: What must arrive of the scripted shopper's order: the specification's twelve keys, and the line item's three.
+#: What must arrive of the scripted shopper's order: the specification's twelve keys, the moment of the order, and
+#: the line item's three.
 EXPECTED = {
     "type": "force_convert",
     "site_id": SITE_ID,
@@ -54,6 +55,7 @@ EXPECTED = {
     "transaction_id": "1234abcd",
     "offer_id": "1234",
     "aff_id": "5678",
+    "order_time": "@<unix seconds>",  # whatever it was
     "line_item_1_sku": "KETTLE-1",
     "line_item_1_price": "50.00",
     "line_item_1_qty": "1",
@@ -208,7 +210,8 @@ def _show_received(sandbox: Sandbox, out: Callable[[str], None]) -> bool:
     out(f"\nKatalys (the sandbox) received {how}, and answered {message.status}:\n")
     for key, value in message.fields.items():
         out(f"  {key:<18}{value}")
-    intact = len(received) == 1 and list(message.fields.items()) == list(EXPECTED.items())
+    expected = {**EXPECTED, "order_time": message.fields.get("order_time", "")}
+    intact = len(received) == 1 and list(message.fields.items()) == list(expected.items())
     out(f"\nVerdict: {message.verdict}. " + ("Arrived intact." if intact else f"Expected {json.dumps(EXPECTED)}."))
     return intact
 
