@@ -123,6 +123,7 @@ def test_the_story_of_a_pending_order(timed: Tracker) -> None:
         "  transaction_id    1234abcd\n"
         "  offer_id          1234\n"
         "  aff_id            5678\n"
+        "  order_time        @1800000000\n"
         "It is tried as soon as a relay runs."
     )
 
