@@ -12,12 +12,22 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Protocol
 
 from . import checks
 from .checks import LONGEST_IDENTIFIER, Check
-from .order import FIELD_CHECKS, OPTIONAL_FIELDS, Conversion, LineItem, OrderUpdate, as_discount, is_blank
+from .order import (
+    FIELD_CHECKS,
+    OPTIONAL_FIELDS,
+    Conversion,
+    LineItem,
+    OrderUpdate,
+    as_discount,
+    checked_extra,
+    is_blank,
+)
 
 __all__ = ["ClickIds", "Kind", "Postback", "email_hash"]
 
@@ -203,6 +213,8 @@ def _further_fields(order: Conversion | OrderUpdate, recorded_at: datetime | Non
             value = recorded_at
         if value is not None:
             yield name, _WRITERS.get(FIELD_CHECKS[name], _plain)(value)
+    for name, value in (checked_extra(order.extra)[0] or {}).items():
+        yield name, _plain(value) if isinstance(value, (str, int)) else format(Decimal(str(value)), "f")
     for number, item in _counted(order.line_items):
         yield from _line_item_fields(f"line_item_{number}", item)
 
