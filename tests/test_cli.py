@@ -836,7 +836,7 @@ def test_status_with_a_dead_letter_is_code_1(tracker: Tracker, operate: Run) -> 
 def test_status_counts_the_most_frequent_reasons(tracker: Tracker, operate: Run) -> None:
     """What differs from row to row is left out of them."""
     for number in range(2):
-        buy(tracker, f"status-{number}", order_status=f"unheard-of-{number}")
+        buy(tracker, f"status-{number}", currency=f"unheard-of-{number}")
     for number, wrong in enumerate(
         [
             {"email_address": ""},
@@ -978,12 +978,12 @@ def test_list_knows_every_state(tracker: Tracker, operate: Run, state: str) -> N
 def test_dead_letters_grouped_by_reason(tracker: Tracker, operate: Run) -> None:
     buy(tracker, "pending")
     for number in range(3):
-        buy(tracker, f"status-{number}", order_status=f"unheard-of-{number}")
+        buy(tracker, f"status-{number}", currency=f"unheard-of-{number}")
     buy(tracker, "1", email_address="")
 
     code, out, _ = operate("list", "--state", "dead", "--group")
     assert code == 0
-    assert re.match(r"      3  order_status: .*\n      1  email_address: is missing\n$", out)
+    assert re.match(r"      3  currency: .*\n      1  email_address: is missing\n$", out)
     groups = json.loads(operate("list", "--group", "--json")[1])
     assert list(groups.values()) == [3, 1]
 

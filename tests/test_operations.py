@@ -123,6 +123,7 @@ def test_the_story_of_a_pending_order(timed: Tracker) -> None:
         "  transaction_id    1234abcd\n"
         "  offer_id          1234\n"
         "  aff_id            5678\n"
+        "  order_time        @1800000000\n"
         "It is tried as soon as a relay runs."
     )
 
@@ -403,7 +404,7 @@ def test_every_order_of_an_address_is_forgotten(hashed: bool, make_tracker: Call
     buy(tracker, "2")
     buy(tracker, "3", email_address="bob@example.com")
 
-    assert operations.forget(archive_of(tracker), email_address="Ann@Example.com", email_key=SECRET) == 2
+    assert operations.forget(archive_of(tracker), email_address=" Ann@Example.com\n", email_key=SECRET) == 2
     assert [entry.order_id for entry in archive_of(tracker).with_payload()] == ["3"]
 
 

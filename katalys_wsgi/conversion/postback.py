@@ -31,6 +31,8 @@ from .order import (
 
 __all__ = ["ClickIds", "Kind", "Postback", "email_hash"]
 
+_EMAIL_LABEL = b"katalys_wsgi.email.v1:"
+
 _compact_json = json.JSONEncoder(separators=(",", ":")).encode
 _order_time = re.compile(r',"order_time":"@\d+"', re.ASCII)
 _is_unstorable = re.compile(r"[\x00\ud800-\udfff]")
@@ -169,9 +171,11 @@ class Postback:
 def email_hash(address: str, key: str) -> str:
     """A string that stays the same for a customer and does not reveal the address: a keyed SHA-256, 64 hex digits.
 
-    Upper and lower case make no difference, as Katalys compares addresses.
+    Upper and lower case make no difference, as Katalys compares addresses. The label before the address keeps it apart
+    from everything else that the key signs: a hash is reported, and must never be a key that another purpose derives.
     """
-    return hmac.new(key.encode(), address.lower().encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    message = _EMAIL_LABEL + address.lower().encode("utf-8", "replace")
+    return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()
 
 
 def _message_key(site_id: str, order_id: str, kind: Kind, digest: str) -> str:

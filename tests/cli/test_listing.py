@@ -76,7 +76,8 @@ def test_the_csv_has_a_header_and_a_line_for_each_entry(shop: Tracker) -> None:
         "recorded": "2027-01-15T08:00:00+00:00", "finished": "2027-01-15T08:00:00+00:00", "state": "delivered",
         "kind": "conversion", "order_id": "1", "site_id": "KA-1A2B3C4", "sale_amount": "59.90",
         "subtotal_amount": "50.00", "currency": "", "codes": "SPRING", "transaction_id": "1234abcd",
-        "offer_id": "1234", "aff_id": "5678", "order_status": "", "other": "", "confirmed": "yes", "attempts": "1",
+        "offer_id": "1234", "aff_id": "5678", "order_status": "", "other": "order_time=@1800000000",
+        "confirmed": "yes", "attempts": "1",
         "last_error": "",
     }  # fmt: skip
     assert (newest["state"], newest["last_error"]) == ("dead", "email_address: is missing")
