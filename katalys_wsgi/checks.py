@@ -21,8 +21,8 @@ from .outbox import Outbox
 
 __all__ = [
     "ENDPOINT", "LONGEST_WINDOW", "Check", "Consent", "boolean", "boolean_or_auto", "choice", "consent",
-    "cookie_domain", "cookie_name", "duration", "endpoint", "is_on_this_machine", "outbox", "secret_keys", "site_id",
-    "sources", "whole",
+    "cookie_domain", "cookie_name", "duration", "endpoint", "is_on_this_machine", "is_usual_site_id", "outbox",
+    "secret_keys", "site_id", "sources", "whole",
 ]  # fmt: skip
 
 #: The address of the specification; see "HTTP Request Details" in Katalys' Server-to-Server Implementation.
@@ -48,7 +48,7 @@ Consent = Callable[[dict[str, Any]], bool]
 
 
 def site_id(value: object) -> str:
-    """A Tracking ID: ``KA-…``, or in older accounts a domain.
+    """A Tracking ID: at most 64 letters, digits, ``.``, ``_`` and ``-``; see :func:`is_usual_site_id`.
 
     It is part of every message and every key, so a value that was copied with a blank or a line feed is refused.
 
@@ -56,11 +56,19 @@ def site_id(value: object) -> str:
     """
     if not value:
         raise ValueError("is missing; set it to the Tracking ID of Katalys' Integrations page, such as KA-1A2B3C4")
-    if not isinstance(value, str) or not re.fullmatch(r"KA-[A-Za-z0-9]{3,40}|([a-z0-9-]+\.)+[a-z]{2,}", value):
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
         raise ValueError(
             f"is {value!r}, which is not a Tracking ID: copy it from Katalys' Integrations page (KA-1A2B3C4)"
         )
     return value
+
+
+def is_usual_site_id(value: str) -> bool:
+    """Whether a Tracking ID is ``KA-…``, or a domain as in older accounts.
+
+    The specification says only "frequently KA-", so another one may be right; a typing error is more likely.
+    """
+    return re.fullmatch(r"KA-[A-Za-z0-9]{3,40}|([a-z0-9-]+\.)+[a-z]{2,}", value) is not None
 
 
 def secret_keys(value: object) -> tuple[str, ...]:

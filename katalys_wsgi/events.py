@@ -79,6 +79,10 @@ EVENTS: Mapping[str, EventType] = MappingProxyType({
     "tracker_started": EventType(
         INFO, ("site_id", "endpoint", "outbox", "delivery", "live"), "A process of the shop was first used.",
     ),
+    "site_id_unusual": EventType(
+        WARNING, ("site_id", "advice"), "The Tracking ID is neither KA-… nor a domain; logged once.",
+        "Compare it with Katalys' Integrations page; if it stands there, all is well.",
+    ),
     "middleware_missing": EventType(
         ERROR, ("advice",), "No middleware has seen the request, so clicks are not kept; logged once.",
         "Put ClickMiddleware (or the framework's adapter) around the application.",

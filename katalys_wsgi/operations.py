@@ -285,7 +285,8 @@ def forget(
     """
     found = outbox.history(order_id) if order_id is not None else []
     if email_address is not None:
-        wanted = {email_address.lower(), email_hash(email_address, email_key)}
+        address = email_address.strip()
+        wanted = {address.lower(), email_hash(address, email_key)}
         found += [entry for entry in outbox.with_payload() if _email_of(entry) in wanted]
     return outbox.forget(entry for entry in found if entry.payload is not None)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .attribution.arrival import ArrivalReader
 from .attribution.cookie import ClickCookie
 from .attribution.token import TokenContent, VisitTokens
+from .checks import is_usual_site_id
 from .conversion.order import OrderUpdate
 from .delivery.background import RelayThread
 from .delivery.hold import HOW_TO_SEND, Hold, Reason
@@ -296,6 +297,9 @@ class Tracker:
             delivery=settings.delivery,
             live=settings.live if self.held is None else f"no, {self.held}",
         )
+        if not is_usual_site_id(settings.site_id):
+            advice = "compare it with Katalys' Integrations page"
+            self._events.emit_once("site_id_unusual", site_id=settings.site_id, advice=advice)
 
     def _make_relay(self) -> Relay:
         with IMPORTS:

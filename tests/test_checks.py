@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from katalys_wsgi import ConfigurationError, Settings
-from katalys_wsgi.checks import ENDPOINT
+from katalys_wsgi.checks import ENDPOINT, is_usual_site_id
 from katalys_wsgi.settings import ENVIRONMENT, INI, Spelling
 
 from .support import OLD_SECRET, SECRET, SITE_ID, make_settings, problems_of
@@ -39,6 +39,8 @@ def ids_of(cases: list[tuple[str, Any, Any]]) -> list[str]:
 GOOD = [
     ("site_id", "KA-XXXXXXX", "KA-XXXXXXX"),
     ("site_id", "shop.example.com", "shop.example.com"),
+    ("site_id", "1234567", "1234567"),
+    ("site_id", "Ka_1.2-" + "x" * 57, "Ka_1.2-" + "x" * 57),
     ("secret_key", OLD_SECRET, (OLD_SECRET,)),
     ("secret_key", [OLD_SECRET, SECRET], (OLD_SECRET, SECRET)),
     ("secret_key", (OLD_SECRET, SECRET), (OLD_SECRET, SECRET)),
@@ -139,8 +141,8 @@ def test_an_outbox_object_needs_each_method(lacking: str) -> None:
 BAD = [
     ("site_id", "", "is missing; set it to the Tracking ID"),
     ("site_id", None, "is missing"),
-    ("site_id", "1234567", "which is not a Tracking ID"),
-    ("site_id", "KA-", "which is not a Tracking ID"),
+    ("site_id", "x" * 65, "which is not a Tracking ID"),
+    ("site_id", "KA/1A2B3C4", "which is not a Tracking ID"),
     ("site_id", "KA-1A2B3C4 ", "which is not a Tracking ID"),
     ("site_id", "KA-1A2B3C4\n", "which is not a Tracking ID"),
     ("site_id", "KA-\uff11\uff12\uff13\uff14", "which is not a Tracking ID"),
@@ -326,3 +328,12 @@ def test_a_refused_secret_is_not_repeated(name: str, given: Any, secret: str) ->
     (problem,) = problems_of({"site_id": SITE_ID, "secret_key": SECRET, name: given})
 
     assert secret not in problem
+
+
+@pytest.mark.parametrize(
+    ("site_id", "is_usual"),
+    [("KA-1A2B3C4", True), ("shop.example.com", True), ("1234567", False), ("ka-1a2b3c4", False), ("KA-", False)],
+)
+def test_a_usual_tracking_id_is_ka_or_a_domain(site_id: str, is_usual: bool) -> None:
+    """The specification: "frequently KA-"."""
+    assert is_usual_site_id(site_id) == is_usual

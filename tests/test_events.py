@@ -323,6 +323,7 @@ def _update(stage: Stage, *statuses: str) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Stage], object]] = {
+    "site_id_unusual": lambda stage: stage.tracker(site_id="1234567").drain(),
     "tracker_started": lambda stage: stage.tracker().drain(),
     "middleware_missing": lambda stage: stage.tracker().visit({"QUERY_STRING": LINK}),
     "click_refused": lambda stage: stage.tracker().visit(make_environ("utm_source=newsletter&transaction_id=T")),

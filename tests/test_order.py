@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from katalys_wsgi import Conversion, Discount, LineItem, OrderUpdate
 from katalys_wsgi.conversion.order import FIELD_CHECKS, OPTIONAL_FIELDS, ORDER_STATUSES, REQUIRED_FIELDS, OrderStatus
 
-from .support import SITE_ID, Column, fields_of, make_conversion, make_postback
+from .support import SITE_ID, Column, fields_of, make_conversion, make_postback, make_update
 
 fuzzed = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
@@ -175,6 +176,20 @@ BAD = [
     ("order_status", "complete", "order_status: is not one of pending, paid"),
     ("order_status", "Paid", "order_status: is not one of pending, paid"),
     ("order_status", ["paid"], "order_status: is not one of pending, paid"),
+    ("extra", "order_key", "extra: is a str; give a mapping"),
+    ("extra", [("order_key", "k")], "extra: is a list; give a mapping"),
+    ("extra", {5: "k"}, "extra: holds a key that is not"),
+    ("extra", {"ann@example.com": "k"}, "extra: holds a key that is not"),
+    ("extra", {"order_id": "1002"}, "extra[order_id]: is reported by a field of its own"),
+    ("extra", {"Site_ID": "x"}, "extra[Site_ID]: is reported by a field of its own"),
+    ("extra", {"discounts": "x"}, "extra[discounts]: is reported by a field of its own"),
+    ("extra", {"line_item_1_sku": "x"}, "extra[line_item_1_sku]: is reported by a field of its own"),
+    ("extra", {"order_key": True}, "extra[order_key]: is a bool; give a string or a number"),
+    ("extra", {"order_key": ["k"]}, "extra[order_key]: is a list; give a string or a number"),
+    ("extra", {"order_key": "x\ud800"}, "extra[order_key]: holds a lone surrogate"),
+    ("extra", {"order_key": Decimal("NaN")}, "extra[order_key]: is not finite"),
+    ("extra", {"order_key": Decimal("1E+999")}, "extra[order_key]: has more digits"),
+    ("extra", {"order_key": 10**400}, "extra[order_key]: has over 255 digits"),
     ("order_count", 0, "order_count: is not a whole number from 1 on"),
     ("order_count", "2", "order_count: is not a whole number from 1 on"),
     ("order_count", 2.0, "order_count: is not a whole number from 1 on"),
@@ -449,6 +464,56 @@ def test_the_fields_of_an_update_keep_the_same_rules(name: str, value: Any, begi
 @pytest.mark.parametrize("order_id", [None, "", " ", "x" * 256], ids=["none", "empty", "blank", "long"])
 def test_an_update_needs_its_order_id(order_id: Any) -> None:
     assert problem_of(OrderUpdate(order_id, order_status="paid")).startswith("order_id: ")
+
+
+# --- further keys ---
+
+
+def test_further_keys_are_sent_before_the_items() -> None:
+    extra: dict[str, Any] = {
+        "order_key": "wc_1", "sale_amount_with_currency": "EUR 59.90", "weight": Decimal("1.50"), "score": -3,
+        "rate": 0.5, "id": 12345678901234567890, "large": Decimal("1E+3"), "note": " ", "none": None,
+    }  # fmt: skip
+    order = make_conversion(extra=extra, vid="v", line_items=[LineItem("S")])
+    sent = list(fields_of(make_postback(order)).items())[12:]
+
+    assert order.problems() == []
+    assert sent == [
+        ("vid", "v"), ("order_key", "wc_1"), ("sale_amount_with_currency", "EUR 59.90"), ("weight", "1.50"),
+        ("score", "-3"), ("rate", "0.5"), ("id", "12345678901234567890"), ("large", "1000"),
+        ("line_item_1_sku", "S"), ("line_item_1_qty", "1"),
+    ]  # fmt: skip
+
+
+def test_a_further_key_never_takes_the_place_of_a_field() -> None:
+    extra = {"site_id": "KA-9999999", "order_key": "k", "sale_amount": 1}
+    fields = fields_of(make_postback(make_conversion(extra=extra)))
+
+    assert (fields["site_id"], fields["sale_amount"], fields["order_key"]) == (SITE_ID, "59.90", "k")
+
+
+def test_a_mapping_that_changes_later_changes_nothing() -> None:
+    extra = {"order_key": "k"}
+    order = make_conversion(extra=extra)
+    extra["order_key"] = "later"
+
+    assert order.extra == {"order_key": "k"}
+    assert "order_key" not in repr(order)
+    assert pickle.loads(pickle.dumps(order)) == order  # noqa: S301 - our own
+    assert hash(order) == hash(make_conversion(extra={"order_key": "k"}))
+
+
+@pytest.mark.parametrize("extra", [{}, {"order_key": ""}, {"site_id": "KA-9999999"}], ids=["none", "blank", "ours"])
+def test_an_update_of_no_further_key_changes_nothing(extra: dict[str, str]) -> None:
+    update = OrderUpdate("1001", extra=extra)
+
+    assert len(update.problems()) == 1
+    assert fields_of(make_update(extra=extra))["site_id"] == SITE_ID
+
+
+def test_an_update_may_report_a_further_key_alone() -> None:
+    assert OrderUpdate("1001", extra={"order_key": "k"}).problems() == []
+    assert fields_of(make_update(extra={"order_key": "k"}))["order_key"] == "k"
 
 
 # --- not given ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass
@@ -14,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from katalys_wsgi import Click, Discount, LineItem, OrderUpdate
-from katalys_wsgi.conversion.postback import Kind, Postback
+from katalys_wsgi.conversion.postback import Kind, Postback, email_hash
 from katalys_wsgi.conversion.wire import wire_problems
 
 from .support import (
@@ -277,6 +279,16 @@ def test_a_customer_keeps_one_hash_whatever_the_case() -> None:
 
     assert len(hashes) == 1
     assert other["email_address"] not in hashes
+
+
+@pytest.mark.parametrize("salt", ["katalys_wsgi.click.v1", "katalys_wsgi.visit.v1", "ann@example.com"])
+def test_no_address_can_have_a_key_that_signs_sent(salt: str) -> None:
+    """Cookies are signed with the HMAC of their salt: an order placed under that "address" would report it."""
+    derived = hmac.new(SECRET.encode(), salt.encode(), hashlib.sha256).hexdigest()
+
+    sent = fields_of(make_postback(make_conversion(email_address=salt), email_key=SECRET))["email_address"]
+
+    assert sent == email_hash(salt, SECRET) != derived
 
 
 def test_an_address_that_is_missing_is_not_hashed() -> None:

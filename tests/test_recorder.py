@@ -300,6 +300,7 @@ class TestLeftOut:
             ({"order_count": 0}, "order_count"),
             ({"billing_state": 5}, "billing_state"),
             ({"vid": "\ud800"}, "vid"),
+            ({"extra": {"order_id": "1002"}}, "extra[order_id]"),
             ({"discounts": "SPRING"}, "discounts"),
             ({"discounts": ["SPRING", 5]}, "discounts[1].code"),
             ({"discounts": [Discount("SPRING", "10%")]}, "discounts[0].amount"),

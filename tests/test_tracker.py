@@ -646,6 +646,17 @@ def relays() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "katalys-relay"]
 
 
+def test_an_unusual_tracking_id_is_warned_of_once(make_observed: MakeTracker, events: list[Event]) -> None:
+    tracker = make_observed(site_id="1234567")
+    for _ in range(2):
+        tracker.first_request()
+        tracker.drain()
+
+    assert [(event.level, event.fields["site_id"]) for event in events if event.name == "site_id_unusual"] == [
+        (logging.WARNING, "1234567")
+    ]
+
+
 class TestDeliveryThread:
     """``delivery=thread``: what a page starts and what ``close()`` ends; the thread itself has test_background.py."""
 

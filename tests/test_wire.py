@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
 
 from katalys_wsgi.conversion.order import ORDER_STATUSES, Discount, LineItem
-from katalys_wsgi.conversion.wire import BUSINESS, PERSONAL, WIRES, business_part, wire_problems
+from katalys_wsgi.conversion.wire import BUSINESS, LONGEST_QUERY, PERSONAL, WIRES, business_part, wire_problems
 
 from .support import CLICK, SITE_ID, TWELVE_KEYS, fields_of, make_conversion, make_postback, make_update
 
@@ -126,6 +127,73 @@ def test_every_wire_is_ascii_and_loses_no_character(wire: str) -> None:
     assert encoded.isascii()
     assert decoded["user_agent"] == odd
     assert not re.search(rb"[\x00-\x20\x7f]", encoded.replace(b" ", b"") if wire == "json" else encoded)
+
+
+# --- a GET that would be too long ---
+
+
+def sent_over_get(**changes: Any) -> dict[str, str]:
+    query = WIRES["get"].encode(make_postback(make_conversion(currency="EUR", **changes)).payload)
+    assert len(query) <= LONGEST_QUERY
+    return dict(parse_qsl(query.decode("ascii"), keep_blank_values=True))
+
+
+def items(number: int, length: int) -> list[LineItem]:
+    return [LineItem(f"SKU-{count}", "1.00", title="x" * length, categories=["c"]) for count in range(1, number + 1)]
+
+
+def test_the_last_line_items_are_left_out_whole() -> None:
+    """Servers refuse an address of more than 8 KiB; half an item would be another item."""
+    order = make_conversion(currency="EUR", vid="v", line_items=items(100, 200))
+    whole = fields_of(make_postback(order))
+
+    sent = sent_over_get(vid="v", line_items=items(100, 200))
+
+    kept = [name for name in sent if name.endswith("_sku")]
+    assert 20 < len(kept) < 30
+    assert list(sent.items()) == list(whole.items())[: len(sent)]
+    assert list(whole)[len(sent)] == f"line_item_{len(kept) + 1}_sku"
+
+
+def test_then_the_other_optional_fields_from_the_end() -> None:
+    sent = sent_over_get(
+        vid="v" * 4000, customer_group="g" * 4000, discounts=["A", Discount("B", 1)], line_items=items(1, 10)
+    )
+
+    assert list(sent) == [*TWELVE_KEYS, "discount_2_code", "discount_2_amount", "currency", "customer_group"]
+
+
+def test_coupons_too_but_for_the_first_code() -> None:
+    sent = sent_over_get(discounts=[Discount("A" * 4000, 1), *(Discount("B" * 4000, 1) for _ in range(3))])
+
+    assert list(sent) == [*TWELVE_KEYS, "discount_1_amount", "currency"]
+
+
+def test_a_field_that_was_corrected_later_outlives_the_items() -> None:
+    fields = {**fields_of(make_postback(make_conversion(line_items=items(60, 200)))), "order_status": "paid"}
+
+    query = dict(parse_qsl(WIRES["get"].encode(json.dumps(fields)).decode()))
+
+    assert query["order_status"] == "paid"
+    assert "line_item_1_sku" in query
+    assert "line_item_60_sku" not in query
+
+
+def test_what_is_required_is_sent_whatever_its_length() -> None:
+    postback = make_postback(
+        make_conversion(currency="EUR", vid="v", order_time=CLICK.clicked_at), user_agent="x" * 9000
+    )
+
+    query = WIRES["get"].encode(postback.payload).decode("ascii")
+
+    assert list(dict(parse_qsl(query))) == [*TWELVE_KEYS, "currency"]
+
+
+@pytest.mark.parametrize("wire", ["json", "form"])
+def test_a_post_leaves_nothing_out(wire: str) -> None:
+    payload = make_postback(make_conversion(line_items=items(100, 200))).payload
+
+    assert b"SKU-100" in WIRES[wire].encode(payload)
 
 
 # --- the rules of a message ---

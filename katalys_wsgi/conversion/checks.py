@@ -15,6 +15,7 @@ from typing import Any
 __all__ = [
     "COUNT", "CURRENCY", "LONGEST_IDENTIFIER", "MOST_DIGITS", "PLAIN_NUMBER", "Check", "Money", "aware_time", "count",
     "currency_code", "decimals", "identifier", "money", "names", "one_of", "quantity", "string",
+    "string_or_number",
 ]  # fmt: skip
 
 #: What money may be written as; a float only where its shortest decimal form is an exact amount.
@@ -65,8 +66,7 @@ def money(value: object, currency: str | None = None) -> Decimal:
         raise ValueError(
             "is negative; report a refund with record_update(OrderUpdate(order_id, order_status='refunded'))"
         )
-    if amount.adjusted() >= MOST_DIGITS or _decimals_of(amount) > MOST_DIGITS:
-        raise ValueError("has more digits than any amount of money; round it")
+    _refuse_long(amount)
     return amount.copy_abs()  # Decimal("-0.00") is zero; abs() would round to the precision of the shop's context
 
 
@@ -107,6 +107,21 @@ def string(value: object) -> None:
         raise ValueError("is blank")
     if _holds_surrogate(value):
         raise ValueError("holds a lone surrogate, which no encoding can write")
+
+
+def string_or_number(value: object) -> None:
+    """What a further key of Katalys' schema may hold: a string as :func:`string` has it, or a finite number.
+
+    :raises ValueError: it is neither, or has more digits than can be meant.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        raise ValueError(f"is a {type(value).__name__}; give a string or a number")  # noqa: TRY004 - an error of data
+    if isinstance(value, str):
+        string(value)
+    elif isinstance(value, int):
+        _digits(value)
+    else:
+        _refuse_long(_decimal(value))
 
 
 def identifier(value: object) -> None:
@@ -188,6 +203,11 @@ def _decimal(value: object) -> Decimal:
     if not amount.is_finite():
         raise ValueError("is not finite; give a Decimal")
     return amount
+
+
+def _refuse_long(amount: Decimal) -> None:
+    if amount.adjusted() >= MOST_DIGITS or _decimals_of(amount) > MOST_DIGITS:
+        raise ValueError("has more digits than any amount of money; round it")
 
 
 def _decimals_of(amount: Decimal) -> int:

@@ -6,10 +6,12 @@ developer sees the whole list. None, an empty string and white space mean that a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -18,7 +20,8 @@ from .checks import Check, Money
 
 __all__ = [
     "FIELD_CHECKS", "OPTIONAL_FIELDS", "ORDER_STATUSES", "REQUIRED_FIELDS", "Checked", "Conversion", "Discount",
-    "LineItem", "OrderStatus", "OrderUpdate", "as_discount", "check_order", "is_blank",
+    "LineItem", "OrderStatus", "OrderUpdate", "as_discount", "check_order", "checked_extra",
+    "is_blank",
 ]  # fmt: skip
 
 #: "Order Status Reporting" in Katalys' knowledge base. Pending becomes Ignored; paid, shipped and fulfilled become
@@ -142,8 +145,13 @@ class _Order:
 
     discounts: Sequence[str | Discount] = field(default=(), metadata={"each": as_discount})
     line_items: Sequence[LineItem] = field(default=(), metadata={"each": _as_line_item})
+    extra: Mapping[str, str | int | Decimal] | None = field(
+        default=None, repr=False, hash=False, metadata={"extra": True}
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.extra, Mapping):
+            object.__setattr__(self, "extra", dict(self.extra))
         if isinstance(self.email_address, str):
             object.__setattr__(self, "email_address", str.strip(self.email_address))
         _keep_what_is_given(self)
@@ -185,6 +193,8 @@ class Conversion(_Order):
     :param shipping_city: also ``shipping_state`` and ``shipping_postal``: of the shipping address; never a street.
     :param discounts: coupons, as codes or as :class:`Discount`.
     :param line_items: what was bought, as :class:`LineItem`.
+    :param extra: further keys of Katalys' schema with a string or a number each, such as ``{"order_key": "…"}``; none
+        that is reported by another field.
     """
 
     email_address: str = field(repr=False, metadata=_needed(checks.identifier))
@@ -219,6 +229,15 @@ REQUIRED_FIELDS: tuple[str, ...] = tuple(part.name for part in fields(Conversion
 OPTIONAL_FIELDS: tuple[str, ...] = tuple(name for name in FIELD_CHECKS if name not in REQUIRED_FIELDS)
 
 
+#: What ``extra`` cannot hold: the fields of an order, and what is known without it.
+_OUR_KEYS = {
+    *(part.name for part in fields(_Order)), "type", "site_id", "client_ip", "user_agent", "transaction_id", "offer_id",
+    "aff_id",
+}  # fmt: skip
+_is_numbered_key = re.compile(r"(discount|line_item)_\d+_", re.ASCII | re.IGNORECASE).match
+_is_key = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
+
+
 def check_order(order: _O) -> Checked[_O]:
     """Separate what is right in a conversion or an update from what is wrong.
 
@@ -240,6 +259,8 @@ def _checked(owner: _T, currency: str | None, prefix: str = "") -> Checked[_T]:
             kept, problems = _checked_list(name, value, part.metadata["each"], currency)
         elif value is None and part.default is not MISSING:
             continue
+        elif "extra" in part.metadata:
+            kept, problems = checked_extra(value)
         else:
             problems = _value_problems(name, value, part.metadata["check"], currency)
             kept = value if not problems or "needed" in part.metadata else () if part.default == () else None
@@ -267,6 +288,23 @@ def _checked_list(
             kept.append(checked.value)
         problems += checked.problems
     return tuple(kept), problems
+
+
+def checked_extra(extra: object) -> tuple[dict[str, str | int | Decimal] | None, list[str]]:
+    """The further keys that can be reported, and the problems of all; None where there is no such key."""
+    if not isinstance(extra, dict):
+        return None, [f"extra: is a {type(extra).__name__}; give a mapping of keys to strings or numbers"]
+    kept, problems = {}, []
+    for key, value in extra.items():
+        if not isinstance(key, str) or not _is_key(key):
+            problems.append("extra: holds a key that is not of letters, digits, '_', '.' and '-' alone")
+        elif key.lower() in _OUR_KEYS or _is_numbered_key(key):
+            problems.append(f"extra[{key}]: is reported by a field of its own; give it there")
+        elif not is_blank(value):
+            found = _value_problems(f"extra[{key}]", value, checks.string_or_number, None)
+            problems += found
+            kept.update({} if found else {key: value})
+    return kept or None, problems
 
 
 def _value_problems(name: str, value: object, check: Check, currency: str | None) -> list[str]:

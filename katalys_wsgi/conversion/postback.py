@@ -12,14 +12,26 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Protocol
 
 from . import checks
 from .checks import LONGEST_IDENTIFIER, Check
-from .order import FIELD_CHECKS, OPTIONAL_FIELDS, Conversion, LineItem, OrderUpdate, as_discount, is_blank
+from .order import (
+    FIELD_CHECKS,
+    OPTIONAL_FIELDS,
+    Conversion,
+    LineItem,
+    OrderUpdate,
+    as_discount,
+    checked_extra,
+    is_blank,
+)
 
 __all__ = ["ClickIds", "Kind", "Postback", "email_hash"]
+
+_EMAIL_LABEL = b"katalys_wsgi.email.v1:"
 
 _compact_json = json.JSONEncoder(separators=(",", ":")).encode
 _order_time = re.compile(r',"order_time":"@\d+"', re.ASCII)
@@ -159,9 +171,11 @@ class Postback:
 def email_hash(address: str, key: str) -> str:
     """A string that stays the same for a customer and does not reveal the address: a keyed SHA-256, 64 hex digits.
 
-    Upper and lower case make no difference, as Katalys compares addresses.
+    Upper and lower case make no difference, as Katalys compares addresses. The label before the address keeps it apart
+    from everything else that the key signs: a hash is reported, and must never be a key that another purpose derives.
     """
-    return hmac.new(key.encode(), address.lower().encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    message = _EMAIL_LABEL + address.lower().encode("utf-8", "replace")
+    return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()
 
 
 def _message_key(site_id: str, order_id: str, kind: Kind, digest: str) -> str:
@@ -203,6 +217,8 @@ def _further_fields(order: Conversion | OrderUpdate, recorded_at: datetime | Non
             value = recorded_at
         if value is not None:
             yield name, _WRITERS.get(FIELD_CHECKS[name], _plain)(value)
+    for name, value in (checked_extra(order.extra)[0] or {}).items():
+        yield name, _plain(value) if isinstance(value, (str, int)) else format(Decimal(str(value)), "f")
     for number, item in _counted(order.line_items):
         yield from _line_item_fields(f"line_item_{number}", item)
 

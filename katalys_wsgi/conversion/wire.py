@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from . import checks
 from .order import FIELD_CHECKS, ORDER_STATUSES, REQUIRED_FIELDS
 
-__all__ = ["BUSINESS", "PERSONAL", "WIRES", "Wire", "business_part", "wire_problems"]
+__all__ = ["BUSINESS", "LONGEST_QUERY", "PERSONAL", "WIRES", "Wire", "business_part", "wire_problems"]
 
 #: The keys whose values are personal data: never shown in a log or an error, should an answer repeat them.
 PERSONAL = ("email_address", "client_ip", "user_agent", "vid")
@@ -30,10 +30,18 @@ BUSINESS = frozenset({
     "payment_status", "action_type", "line_item_N_sku", "line_item_N_price", "line_item_N_qty",
 })  # fmt: skip
 
+#: Bytes of a GET's query: servers and proxies refuse an address of more than 8 KiB (nginx, Apache).
+LONGEST_QUERY = 7 * 1024
+
 _TYPES = ("force_convert", "offline_conv")
 
 # "All fields are required", says the specification. These may be empty: no coupon was used, an address is unknown.
 _MAY_BE_EMPTY = ("client_ip", "user_agent", "discount_1_code")
+
+# Without these nothing can be credited, or the amounts mean something else: they go over GET whatever their length.
+_NEVER_LEFT_OUT = {
+    "type", "site_id", *REQUIRED_FIELDS, *_MAY_BE_EMPTY, "transaction_id", "offer_id", "aff_id", "currency",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,36 @@ def _form(payload: str) -> bytes:
     return urlencode(json.loads(payload)).encode("ascii")
 
 
+def _query(payload: str) -> bytes:
+    """As :func:`_form`, without the last optional fields if it would be longer than :data:`LONGEST_QUERY`.
+
+    Line items go first, from the last one on; an item goes as a whole, and so does a coupon.
+    """
+    fields = json.loads(payload)
+    pairs = {name: urlencode({name: value}) for name, value in fields.items()}
+    length = sum(len(pair) + len("&") for pair in pairs.values()) - len("&")
+    parts: dict[str, list[str]] = {}
+    for name in reversed(pairs):
+        if name not in _NEVER_LEFT_OUT:
+            parts.setdefault(_part(name), []).append(name)
+    for part in sorted(parts, key=lambda part: not part.startswith("line_item_")):
+        if length <= LONGEST_QUERY:
+            break
+        length -= sum(len(pairs.pop(name)) + len("&") for name in parts[part])
+    return "&".join(pairs.values()).encode("ascii")
+
+
+def _part(name: str) -> str:
+    """The line item or the coupon to which a key belongs; the key itself if it stands alone."""
+    number = _numbers.search(name)
+    return name[: number.end()] if number else name
+
+
 #: The three ways by their names in the setting ``wire``.
 WIRES: Mapping[str, Wire] = {
     "json": Wire("POST", "application/json", _as_is),
     "form": Wire("POST", "application/x-www-form-urlencoded", _form),
-    "get": Wire("GET", None, _form, confirms=False),
+    "get": Wire("GET", None, _query, confirms=False),
 }
 
 

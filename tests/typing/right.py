@@ -65,6 +65,7 @@ conversion = Conversion(
     discounts=["SPRING", Discount("TEN", amount=5)],
     line_items=[LineItem("KETTLE-1", Decimal(50), qty=1, categories=["kitchen"])],
     order_time=datetime.now(timezone.utc),
+    extra={"order_key": "wc_1", "items": 3},
     order_status="paid",
 )
 record = visit.record(conversion, connection=None)

@@ -41,4 +41,5 @@ visit.record(conversion, conection=None)  # type: ignore[call-arg]  # pyright: i
 tracker.drain(at_most="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 OrderUpdate("1", order_status="refundet")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Conversion("1", "a@example.com", 1, 1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Conversion(order_id="1", email_address="a@example.com", sale_amount=1, subtotal_amount=1, extra={"k": []})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 Conversion(order_id="1", email_address="a@example.com", sale_amount=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
