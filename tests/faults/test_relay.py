@@ -194,7 +194,8 @@ def test_once_ends_with_1_when_a_row_failed(
     tmp_path: Path,
 ) -> None:
     fill(1)
-    sandbox.collector.misbehave(Misbehaviour.status(status))
+    # Without it full jitter may put the next attempt so near that the same drain makes it.
+    sandbox.collector.misbehave(Misbehaviour.status(status, headers={"Retry-After": "60"}))
     code, out, _ = once(options, tmp_path, "--json")
 
     assert code == 1
