@@ -781,7 +781,7 @@ def test_deliver_once_counts_what_became_of_the_rows(tracker: Tracker, operate: 
 
 def test_deliver_once_says_that_a_row_failed(tracker: Tracker, sandbox: Sandbox, operate: Run) -> None:
     buy(tracker)
-    sandbox.collector.misbehave(Misbehaviour.status(503))
+    sandbox.collector.misbehave(Misbehaviour.status(503, headers={"Retry-After": "60"}))
 
     assert operate("deliver", "--once")[:2] == (1, "0 delivered, 1 postponed, 0 dead\n")
 
