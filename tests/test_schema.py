@@ -22,6 +22,7 @@ from katalys_wsgi.outbox.schema import (
     journal_mode,
     migrate,
     open_file,
+    prepare,
     readable_text,
 )
 from katalys_wsgi.outbox.sqlite import SQLiteOutbox
@@ -214,3 +215,24 @@ def test_a_file_of_another_major_version_is_refused_and_left_as_it_is(version: i
             migrate(db)
 
     assert query(path, "PRAGMA user_version") == [(version,)]
+
+
+def test_of_two_processes_that_find_an_empty_file_one_makes_it_ours(tmp_path: Path) -> None:
+    """The other one was faster between this one's look at the file and its lock."""
+    path = tmp_path / "outbox.db"
+    path.touch()
+    others: list[sqlite3.Connection] = []
+
+    class Late(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql == "BEGIN IMMEDIATE" and not others:
+                others.append(open_file(path, 2.0))
+                others[0].close()
+            return super().execute(sql, *values)
+
+    with closing(sqlite3.connect(path, factory=Late, isolation_level=None)) as db:
+        db.row_factory = sqlite3.Row
+        prepare(db)
+        assert db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+
+    assert len(others) == 1
